@@ -1,0 +1,82 @@
+"""Every exception that earthgate raises on purpose.
+
+Each is one sentence made of three facts: what was found, what was expected, what to do.
+"""
+
+
+class EarthgateError(Exception):
+    """Base of all deliberate errors.
+
+    Args:
+        found: What the program met, with the value in question.
+        expected: What would have been right, without a leading "expected".
+        fix: What the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, *, found: str, expected: str = "", fix: str = "") -> None:
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        sentence = f"{found}; expected {expected}" if expected else found
+        super().__init__(f"{sentence}. {fix}." if fix else f"{sentence}.")
+
+
+class InputError(EarthgateError, ValueError):
+    """The call can be corrected: an option, a path, a combination."""
+
+    exit_code = 2
+
+
+class BandError(InputError):
+    """The bands of a scene cannot be given the meaning a model needs."""
+
+
+class ClassNameError(InputError):
+    """Labels name a class that the model does not have."""
+
+
+class OutputError(InputError):
+    """A destination cannot be written: it exists, is locked, or is the input."""
+
+
+class DataError(EarthgateError):
+    """A readable file whose content cannot be used."""
+
+    exit_code = 2
+
+
+class MissingCrsError(DataError):
+    """A raster without a coordinate reference system."""
+
+
+class EmptySceneError(DataError):
+    """A scene without a single valid pixel."""
+
+
+class ModelFileError(EarthgateError):
+    """A model file that is foreign, damaged, too new, or does not fit."""
+
+    exit_code = 2
+
+
+class StorageError(EarthgateError, OSError):
+    """Writing failed in the middle: a full disk, a quota, a lost mount."""
+
+
+class MissingDependencyError(EarthgateError, ImportError):
+    """An optional library is needed; the sentence names the extra that brings it."""
+
+
+class CancelledError(EarthgateError):
+    """The user stopped the run: not a failure, but never success either."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__(found="interrupted", fix="Run the same command again to start over")
+
+
+class EarthgateWarning(UserWarning):
+    """Something the user may want to know while the run goes on correctly."""
