@@ -1,0 +1,1 @@
+"""Georeferenced pixels on disk: numpy and rasterio, no torch."""
