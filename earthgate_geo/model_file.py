@@ -1,0 +1,417 @@
+"""Model and adapter files: safetensors with one JSON header. The only importer of safetensors.
+
+A model file holds a whole network, its card and the generated tiles that adaptation without
+source data replays. An adapter file holds only what adaptation changed and names its base by
+digest. Pickles are never opened.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from earthgate_geo.errors import InputError, ModelFileError, StorageError
+from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.toolbox.attach import attach, fold
+from earthgate_geo.toolbox.base import Toolbox, ToolboxConfig
+
+FORMAT_VERSION = 1
+DEFAULT_MODEL = "earthgate-tiny"
+PACKAGED = Path(__file__).parent / "weights"
+_NETWORK, _HEAD, _TOOLBOX = "network.", "head.", "toolbox."
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Generated, labelled tiles that a model file carries."""
+
+    images: NDArray[np.uint8]
+    """(tile, 3, row, col), 0..255 after radiometric scaling."""
+
+    labels: NDArray[np.uint8]
+    """Class values, (tile, row, col)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """What an adaptation decided and which slots it opened; the adapter file's header."""
+
+    decision: str
+    """``adapted`` or ``gate-closed``."""
+
+    evidence: Mapping[str, Any]
+    """What the decision rests on, JSON values."""
+
+    slots: tuple[str, ...]
+    """Slots whose modules are in the file, like ``3.spatial``."""
+
+    scores: Mapping[str, float]
+    """Normalised Fisher score of every slot at the last choice."""
+
+    trained_parameters: int
+    """Parameters of the chosen modules, head excluded."""
+
+    steps: int
+    """Optimiser steps taken."""
+
+    seed: int
+    """Seed of the run."""
+
+    scene: str
+    """Name of the scene, without its folder."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to map, and where it came from."""
+
+    segmenter: Segmenter
+    """In evaluation mode, all parameters frozen; an adapter is folded in."""
+
+    name: str
+    """Name on the card, or the adapter's scene."""
+
+    digest: str
+    """SHA-256 of the model file that holds the network, 64 hexadecimal digits."""
+
+    card: Mapping[str, Any]
+    """Data, licence, figures and attribution, JSON values."""
+
+    replay: Replay | None
+    """Generated tiles for adaptation without source data."""
+
+    adapter: AdapterRecord | None = None
+    """Set where an adapter file was loaded."""
+
+    adapter_digest: str | None = None
+    """SHA-256 of the adapter file."""
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_model(
+    path: str | Path,
+    segmenter: Segmenter,
+    *,
+    card: Mapping[str, Any],
+    replay: Replay | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> str:
+    """Write a model file and return its digest.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    tensors = {
+        _NETWORK + key: value.detach().to(dtype).contiguous()
+        for key, value in segmenter.state_dict().items()
+    }
+    header: dict[str, Any] = {"config": segmenter.config.to_json(), "card": dict(card)}
+    if replay is not None:
+        packed, lengths = _pack_replay(replay)
+        tensors["replay"] = packed
+        header["replay_lengths"] = lengths
+    return _write(path, tensors, "model", header)
+
+
+def save_adapter(
+    path: str | Path,
+    base: LoadedModel,
+    *,
+    record: AdapterRecord,
+    toolbox: tuple[Toolbox, ToolboxConfig] | None = None,
+    head: nn.Module | None = None,
+) -> str:
+    """Write what adaptation changed and return the file's digest.
+
+    Args:
+        path: Destination.
+        base: The source model; named by digest, not copied.
+        record: The decision; written even where the gate stayed closed.
+        toolbox: Adapted modules and their sizes, or None where the gate stayed closed.
+        head: The adapted head, or None where it stayed.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Any] = {
+        "base": {"name": base.name, "digest": base.digest},
+        "record": asdict(record),
+    }
+    if toolbox is not None:
+        modules, sizes = toolbox
+        header["toolbox"] = asdict(sizes)
+        tensors |= {_TOOLBOX + k: v.cpu() for k, v in modules.state_dict().items()}
+    if head is not None:
+        tensors |= {_HEAD + k: v.detach().cpu().clone() for k, v in head.state_dict().items()}
+    return _write(path, tensors, "adapter", header)
+
+
+def load_model(source: str | Path | None = None, *, folders: Sequence[Path] = ()) -> LoadedModel:
+    """Load a model by file or name, or an adapter file with its base.
+
+    Args:
+        source: A file, the name of a packaged model or of one in ``folders``, or None for the
+            default model.
+        folders: Further folders that hold model files.
+
+    Raises:
+        InputError: There is no such file or name.
+        ModelFileError: The file is not ours, is damaged, too new, or its base is missing.
+    """
+    path = find_model(source, folders=folders)
+    header, tensors = _read(path)
+    if header["kind"] == "adapter":
+        return _load_adapter(path, header, tensors, folders=[*folders, path.parent])
+    segmenter = _build(path, header)
+    _load_state(path, segmenter, tensors, _NETWORK)
+    return LoadedModel(
+        segmenter=_frozen(segmenter),
+        name=str(header["card"].get("name", path.stem)),
+        digest=file_digest(path),
+        card=header["card"],
+        replay=_unpack_replay(tensors["replay"], header) if "replay" in tensors else None,
+    )
+
+
+def find_model(source: str | Path | None, *, folders: Sequence[Path] = ()) -> Path:
+    """Return the file that ``source`` means.
+
+    Raises:
+        InputError: There is none.
+    """
+    name = DEFAULT_MODEL if source is None else str(source)
+    if Path(name).is_file():
+        return Path(name)
+    candidates = [folder / f"{name}.safetensors" for folder in (PACKAGED, *folders)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        found=f"no model {name!r}",
+        expected="a .safetensors file or a name that 'earthgate models' lists",
+        fix="Check the spelling, or copy the file beside the scene and give its path",
+    )
+
+
+def list_models(folders: Sequence[Path] = ()) -> list[Path]:
+    """Return the packaged model files and those in ``folders``."""
+    return [
+        path for folder in (PACKAGED, *folders) for path in sorted(folder.glob("*.safetensors"))
+    ]
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Return the JSON header of a model or adapter file, with its ``kind``, without weights.
+
+    Raises:
+        ModelFileError: The file is not ours, is damaged, or is too new.
+    """
+    path = Path(path)
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(
+            found=f"{path} cannot be read as a model file",
+            expected="a .safetensors file that earthgate wrote",
+            fix="Copy the file again, or give another with --model",
+        ) from error
+    return _checked_header(path, metadata)
+
+
+def _checked_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != "earthgate":
+        raise ModelFileError(
+            found=f"{path} is a safetensors file without an earthgate header",
+            expected="a model or adapter file that earthgate wrote",
+            fix="See 'earthgate models' for the models at hand",
+        )
+    version = metadata.get("version", "none")
+    if version != str(FORMAT_VERSION):
+        raise ModelFileError(
+            found=f"{path} has format version {version}",
+            expected=f"version {FORMAT_VERSION}",
+            fix="Install an earthgate that knows it, or make the file again",
+        )
+    try:
+        header: dict[str, Any] = json.loads(metadata["header"])
+        header["kind"] = metadata["kind"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, "its header cannot be read") from error
+    return header
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or start == b"PK\x03\x04":
+        raise ModelFileError(
+            found=f"{path} is a pickle or zip archive, which can run code when opened",
+            expected="a .safetensors file that earthgate wrote",
+            fix="Convert it where you trust it; earthgate never opens it",
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> str:
+    metadata = {
+        "format": "earthgate",
+        "version": str(FORMAT_VERSION),
+        "kind": kind,
+        "header": json.dumps(header, sort_keys=True),
+    }
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    try:
+        partial.write_bytes(_in_order(save(tensors, metadata)))
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            found=f"{path} could not be written ({error})",
+            expected="a writable folder with room for it",
+            fix="Free space or choose another folder",
+        ) from error
+    return file_digest(path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the header, whose metadata safetensors writes in any order: digests must repeat."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        json.loads(content[8:start]), sort_keys=True, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
+
+
+def _build(path: Path, header: Mapping[str, Any]) -> Segmenter:
+    try:
+        return Segmenter(SegmenterConfig.from_json(header["config"]))
+    except (KeyError, TypeError, InputError) as error:
+        raise _damaged(path, f"its configuration does not fit ({error})") from error
+
+
+def _load_state(path: Path, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    wanted = module.state_dict()
+    given = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    for key in sorted(wanted.keys() | given.keys()):
+        if key not in given:
+            raise _damaged(path, f"the tensor {prefix}{key} is missing")
+        if key not in wanted:
+            raise _damaged(path, f"the tensor {prefix}{key} does not belong to its configuration")
+        if wanted[key].shape != given[key].shape:
+            shapes = f"{tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
+            raise _damaged(path, f"the tensor {prefix}{key} has the shape {shapes}")
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
+
+
+def _load_adapter(
+    path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, folders: Sequence[Path]
+) -> LoadedModel:
+    base = load_model(_find_base(path, header, folders))
+    try:
+        record = AdapterRecord(**{**header["record"], "slots": tuple(header["record"]["slots"])})
+        config = ToolboxConfig(**header["toolbox"]) if "toolbox" in header else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its header does not fit ({error})") from error
+    segmenter = base.segmenter
+    if any(key.startswith(_HEAD) for key in tensors):
+        _load_state(path, segmenter.head, tensors, _HEAD)
+    if config is not None:
+        _load_toolbox(path, segmenter, config, tensors)
+    return LoadedModel(
+        segmenter=_frozen(segmenter),
+        name=base.name,
+        digest=base.digest,
+        card=base.card,
+        replay=base.replay,
+        adapter=record,
+        adapter_digest=file_digest(path),
+    )
+
+
+def _load_toolbox(
+    path: Path, segmenter: Segmenter, config: ToolboxConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    toolbox = attach(segmenter.backbone, config)
+    state = {k.removeprefix(_TOOLBOX): v for k, v in tensors.items() if k.startswith(_TOOLBOX)}
+    try:
+        toolbox.load_state_dict(state)
+    except (ModelFileError, InputError) as error:
+        raise _damaged(path, f"its modules do not fit the base ({error.found})") from error
+    fold(toolbox)
+
+
+def _find_base(path: Path, header: Mapping[str, Any], folders: Sequence[Path]) -> Path:
+    wanted = header.get("base", {})
+    for candidate in list_models(folders):
+        if candidate != path and file_digest(candidate) == wanted.get("digest"):
+            return candidate
+    looked = ", ".join(str(folder) for folder in folders)
+    raise ModelFileError(
+        found=f"{path} needs the model {wanted.get('name')} ({str(wanted.get('digest'))[:12]})",
+        expected=f"that file among the packaged models or in {looked}",
+        fix="Copy the base model beside the adapter file",
+    )
+
+
+def _damaged(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(
+        found=f"{path} is damaged: {what}",
+        expected="a complete file that earthgate wrote",
+        fix="Copy the file again, or give another with --model",
+    )
+
+
+def _frozen(segmenter: Segmenter) -> Segmenter:
+    for parameter in segmenter.parameters():
+        parameter.requires_grad_(False)
+    return segmenter.eval()
+
+
+def _pack_replay(replay: Replay) -> tuple[Tensor, list[list[int]]]:
+    coded = [
+        [_encode(image.transpose(1, 2, 0), "JPEG"), _encode(label, "PNG")]
+        for image, label in zip(replay.images, replay.labels, strict=True)
+    ]
+    joined = np.frombuffer(b"".join(part for pair in coded for part in pair), np.uint8)
+    return torch.from_numpy(joined.copy()), [[len(part) for part in pair] for pair in coded]
+
+
+def _encode(pixels: NDArray[np.uint8], kind: str) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _unpack_replay(packed: Tensor, header: Mapping[str, Any]) -> Replay:
+    lengths = [length for pair in header["replay_lengths"] for length in pair]
+    parts = [
+        np.asarray(Image.open(BytesIO(part.numpy().tobytes())))
+        for part in torch.split(packed, lengths)
+    ]
+    images = np.stack(parts[::2]).transpose(0, 3, 1, 2)
+    return Replay(images=np.ascontiguousarray(images), labels=np.stack(parts[1::2]))

@@ -1,0 +1,1 @@
+"""Frozen backbones, heads and the segmenter they make."""

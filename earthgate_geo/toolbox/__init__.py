@@ -1,0 +1,1 @@
+"""Trainable side paths of a frozen transformer."""

@@ -1,0 +1,153 @@
+"""Frequency modules: a mixture of adapters on the bands of a block's output."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from earthgate_geo.errors import InputError
+from earthgate_geo.toolbox.base import (
+    ToolboxConfig,
+    drawn_linear,
+    silence_linear,
+    silent_linear,
+)
+
+INITIAL_SCALE = 0.1
+
+
+class TokenGrid:
+    """The shape of the grid of patch tokens of the images that are in the network now."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.cols = 0
+
+    def see(self, backbone: Any, args: tuple[Tensor]) -> None:
+        """Take the shape from images on their way into ``backbone``."""
+        self.rows, self.cols = (side // backbone.patch_px for side in args[0].shape[-2:])
+
+
+class FrequencyPath(nn.Module):
+    """A mixture of three adapters on the output of one block, chosen token by token.
+
+    Computes ``f + scale · (w₁ A₁(f) + w₂ A₂(low) + w₃ A₃(high))`` on patch tokens ``f``, where
+    ``low + high = f`` are split in the Fourier domain, ``w = softmax(R f)`` per token and each
+    adapter is linear, ReLU, linear. Prefix tokens pass through.
+
+    Source:
+        Earth-Adapter, arXiv:2504.06220. We differ in the start: its up-projections are random,
+        ours are zero. The token grid is the image's; the original's is fixed.
+
+    Args:
+        dim: Token width.
+        prefix_tokens: Class and register tokens that lead the sequence.
+        grid: Says how the patch tokens lie.
+        config: Gives the bottleneck and the low band.
+        generator: Draws the down-projections and the router.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        prefix_tokens: int,
+        grid: TokenGrid,
+        config: ToolboxConfig,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.used = False
+        self._handles: list[RemovableHandle] = []
+        self._prefix_tokens = prefix_tokens
+        self._grid = grid
+        self._rho = config.rho
+        width = config.frequency_bottleneck
+        self.whole = _Adapter(dim, width, generator=generator)
+        self.low = _Adapter(dim, width, generator=generator)
+        self.high = _Adapter(dim, width, generator=generator)
+        self.router = drawn_linear(dim, 3, generator=generator)
+        self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Map patches (batch, row, col, dim) to what is to be added, of the same shape."""
+        low, high = split_bands(patches, rho=self._rho)
+        w1, w2, w3 = self.router(patches).softmax(dim=-1).split(1, dim=-1)
+        mixture = w1 * self.whole(patches) + w2 * self.low(low) + w3 * self.high(high)
+        update: Tensor = self.scale * mixture
+        return update.to(patches.dtype)
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters."""
+        return dict(self.named_parameters())
+
+    def silence(self) -> None:
+        """Set the up-projections and their biases to zero."""
+        for adapter in (self.whole, self.low, self.high):
+            silence_linear(adapter.up)
+
+    def join(self, block: Any) -> None:
+        """Add to the output of ``block``."""
+        self._handles = [block.register_forward_hook(self._add)]
+
+    def leave(self, _block: Any) -> None:
+        """Unhook."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, _block: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self.used:
+            return None
+        update: Tensor
+        if output.ndim == 4:  # SAM keeps its tokens on the grid
+            update = self(output)
+            return output + update
+        patches = output[:, self._prefix_tokens :]
+        rows, cols = self._grid.rows, self._grid.cols
+        if patches.shape[1] != rows * cols:
+            raise InputError(
+                found=f"{patches.shape[1]} patch tokens",
+                expected=f"{rows} x {cols}, the grid of the last image that the backbone was given",
+            )
+        update = self(patches.reshape(len(output), rows, cols, -1)).flatten(1, 2)
+        # A sum keeps the memory layout, on which the bits of later convolutions depend.
+        return output + functional.pad(update, (0, 0, self._prefix_tokens, 0))
+
+
+class _Adapter(nn.Module):
+    def __init__(self, dim: int, width: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = drawn_linear(dim, width, generator=generator)
+        self.up = silent_linear(width, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        update: Tensor = self.up(self.down(tokens).relu())
+        return update
+
+
+def split_bands(patches: Tensor, *, rho: float) -> tuple[Tensor, Tensor]:
+    """Split a map of tokens into a low and a high band that sum to it.
+
+    The low band is the square of frequencies -c..c-1 in both directions, with
+    c = floor(min(rows, cols) · rho / 2). The transform runs in float32 under any autocast.
+
+    Args:
+        patches: (batch, row, col, dim).
+        rho: Side of the low band as a share of the spectrum's, in 0..1.
+    """
+    rows, cols = patches.shape[1:3]
+    half = int(min(rows, cols) * rho / 2)
+    with torch.autocast(patches.device.type, enabled=False):
+        exact = patches.float()
+        spectrum = torch.fft.fft2(exact, dim=(1, 2), norm="ortho")
+        keep = _low(rows, half, patches.device)[:, None] & _low(cols, half, patches.device)
+        low = torch.fft.ifft2(spectrum * keep[:, :, None], dim=(1, 2), norm="ortho").real
+        high = exact - low
+    return low.to(patches.dtype), high.to(patches.dtype)
+
+
+def _low(count: int, half: int, device: torch.device) -> Tensor:
+    # Frequency -f sits at index count - f, so adding half brings -half..half-1 to 0..2·half-1.
+    return (torch.arange(count, device=device) + half) % count < 2 * half

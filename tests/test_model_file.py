@@ -1,0 +1,239 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from networks import small_replay, small_segmenter, write_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from earthgate_geo.errors import EarthgateError, InputError
+from earthgate_geo.model_file import (
+    AdapterRecord,
+    file_digest,
+    find_model,
+    load_model,
+    read_header,
+    save_adapter,
+    save_model,
+)
+from earthgate_geo.toolbox.attach import attach
+from earthgate_geo.toolbox.base import Kind, Slot, ToolboxConfig
+
+RECORD = AdapterRecord(
+    decision="adapted",
+    evidence={"share_shift": 0.1},
+    slots=("1.spatial", "2.semantic"),
+    scores={"1.spatial": 0.7},
+    trained_parameters=12,
+    steps=3,
+    seed=0,
+    scene="town",
+)
+
+
+def _rewrite(path, *, drop=None, reshape=None, metadata=None):
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+        written = file.metadata()
+    if drop:
+        del tensors[drop]
+    if reshape:
+        tensors[reshape] = torch.zeros(2, 2)
+    save_file(tensors, path, written | (metadata or {}))
+
+
+def _sentence(path, **options):
+    with pytest.raises(EarthgateError) as refusal:
+        load_model(path, **options)
+    assert refusal.value.exit_code == 2
+    return str(refusal.value)
+
+
+def test_a_saved_model_loads_bit_for_bit_with_its_card_and_replay(tmp_path):
+    model = small_segmenter()
+    path, replay = tmp_path / "m.safetensors", small_replay()
+
+    digest = save_model(path, model, card={"name": "m"}, replay=replay, dtype=torch.float32)
+    loaded = load_model(path)
+
+    wanted = model.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in loaded.segmenter.state_dict().items())
+    assert loaded.segmenter.config == model.config
+    assert not loaded.segmenter.training
+    assert not any(p.requires_grad for p in loaded.segmenter.parameters())
+    assert (loaded.digest, loaded.name) == (digest, "m")
+    assert np.array_equal(loaded.replay.labels, replay.labels)
+    assert loaded.replay.images.shape == replay.images.shape
+
+
+def test_the_same_weights_make_the_same_file(tmp_path):
+    digests = {
+        save_model(tmp_path / f"{i}.safetensors", small_segmenter(), card={"a": 1, "b": 2})
+        for i in range(8)
+    }
+
+    assert len(digests) == 1
+
+
+def test_half_precision_halves_the_file_and_keeps_the_classes(tmp_path):
+    model = small_segmenter()
+    save_model(tmp_path / "half.safetensors", model, card={})
+    save_model(tmp_path / "full.safetensors", model, card={}, dtype=torch.float32)
+    images = torch.rand(1, 3, 64, 64)
+
+    with torch.inference_mode():
+        logits = load_model(tmp_path / "half.safetensors").segmenter(images)
+        agreement = (logits.argmax(1) == model(images).argmax(1)).float().mean()
+
+    sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in ("half", "full")]
+    assert sizes[0] < 0.55 * sizes[1]
+    assert agreement > 0.99
+
+
+def test_an_adapter_on_its_base_maps_like_the_adapted_model(tmp_path):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    adapted = load_model(tmp_path / "base.safetensors").segmenter
+    toolbox = attach(adapted.backbone, sizes := ToolboxConfig(rank=4, bottleneck=4))
+    toolbox.open([Slot(1, Kind.SPATIAL), Slot(2, Kind.SEMANTIC)])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for slot in toolbox.used:
+            for parameter in toolbox.parameters(slot).values():
+                parameter.normal_(0, 0.1, generator=generator)
+        adapted.head.lateral[0].bias.add_(0.5)
+    images = torch.rand(1, 3, 64, 64)
+
+    path = tmp_path / "town.adapter.safetensors"
+    save_adapter(path, base, record=RECORD, toolbox=(toolbox, sizes), head=adapted.head)
+    loaded = load_model(path)
+
+    with torch.inference_mode():
+        assert torch.allclose(loaded.segmenter(images), adapted(images), atol=1e-5)
+        assert not torch.allclose(loaded.segmenter(images), base.segmenter(images), atol=1e-2)
+    assert loaded.adapter == RECORD
+    assert loaded.digest == base.digest
+    assert loaded.adapter_digest == file_digest(path)
+
+
+def test_an_adapter_of_a_closed_gate_is_the_base(tmp_path):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    record = replace(RECORD, decision="gate-closed", slots=())
+    images = torch.rand(1, 3, 64, 64)
+
+    save_adapter(tmp_path / "a.safetensors", base, record=record)
+    loaded = load_model(tmp_path / "a.safetensors")
+
+    with torch.inference_mode():
+        assert torch.equal(loaded.segmenter(images), base.segmenter(images))
+    assert loaded.adapter.decision == "gate-closed"
+
+
+def test_an_adapter_without_its_base_says_which_file_is_missing(tmp_path):
+    base_path = write_model(tmp_path / "base.safetensors")
+    base = load_model(base_path)
+    save_adapter(path := tmp_path / "a.safetensors", base, record=RECORD)
+    base_path.unlink()
+
+    assert _sentence(path) == (
+        f"{path} needs the model small ({base.digest[:12]}); expected that file among the "
+        f"packaged models or in {tmp_path}. Copy the base model beside the adapter file."
+    )
+
+
+def test_a_model_folder_gives_names(tmp_path):
+    path = write_model(tmp_path / "mine.safetensors")
+
+    assert find_model("mine", folders=[tmp_path]) == path
+    with pytest.raises(InputError) as refusal:
+        find_model("yours", folders=[tmp_path])
+    assert str(refusal.value) == (
+        "no model 'yours'; expected a .safetensors file or a name that 'earthgate models' lists. "
+        "Check the spelling, or copy the file beside the scene and give its path."
+    )
+
+
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"not a model at all")
+
+    assert _sentence(path) == (
+        f"{path} cannot be read as a model file; expected a .safetensors file that earthgate "
+        "wrote. Copy the file again, or give another with --model."
+    )
+
+
+@pytest.mark.parametrize("size", [0, 100, -200])
+def test_an_empty_or_cut_off_file_is_refused(tmp_path, size):
+    path = write_model(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes()[:size])
+
+    assert _sentence(path).startswith(f"{path} cannot be read as a model file; expected")
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02}q\x00.", b"\x80\x05}.", b"PK\x03\x04archive"])
+def test_a_pickle_is_refused_unopened(tmp_path, start):
+    path = tmp_path / "m.pt"
+    path.write_bytes(start)
+
+    assert _sentence(path) == (
+        f"{path} is a pickle or zip archive, which can run code when opened; expected a "
+        ".safetensors file that earthgate wrote. Convert it where you trust it; earthgate never "
+        "opens it."
+    )
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.zeros(2)}, path)
+
+    assert _sentence(path) == (
+        f"{path} is a safetensors file without an earthgate header; expected a model or adapter "
+        "file that earthgate wrote. See 'earthgate models' for the models at hand."
+    )
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    _rewrite(path, metadata={"version": "7"})
+
+    assert _sentence(path) == (
+        f"{path} has format version 7; expected version 1. "
+        "Install an earthgate that knows it, or make the file again."
+    )
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    _rewrite(path, drop="network.head.classify.1.weight")
+
+    assert _sentence(path) == (
+        f"{path} is damaged: the tensor network.head.classify.1.weight is missing; expected a "
+        "complete file that earthgate wrote. Copy the file again, or give another with --model."
+    )
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    _rewrite(path, reshape="network.head.classify.1.weight")
+
+    assert "network.head.classify.1.weight has the shape (2, 2) instead of (16, 16, 3, 3)" in (
+        _sentence(path)
+    )
+
+
+def test_a_header_without_a_configuration_is_refused(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    _rewrite(path, metadata={"header": json.dumps({"card": {}})})
+
+    assert _sentence(path).startswith(f"{path} is damaged: its configuration does not fit")
+
+
+def test_the_header_is_read_without_weights(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+
+    header = read_header(path)
+
+    assert header["kind"] == "model"
+    assert header["config"]["classes"][0]["name"] == "building"
