@@ -1,0 +1,1 @@
+"""Adaptation of a scene and training of a source model."""

@@ -1,0 +1,320 @@
+"""Adaptation of a frozen model to one scene: gate, self-training, guard."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from earthgate_geo.data.scenes import SceneDataset, TilePlan
+from earthgate_geo.gate import Scores, choose, default_k, fisher_scores
+from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.models.backbone import freeze
+from earthgate_geo.monitor import Monitor
+from earthgate_geo.raster.read import Radiometry
+from earthgate_geo.toolbox.attach import attach
+from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
+from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
+from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
+from earthgate_geo.training.losses import partial_cross_entropy
+from earthgate_geo.training.selftrain import (
+    Alignment,
+    PseudoLabels,
+    ReplaySource,
+    both_ways,
+    class_mix,
+    pseudo_label,
+    shares,
+    strengthen,
+)
+from earthgate_geo.training.tiles import SceneTiles, TileBatch
+
+DEFAULT_STEPS = 160
+"""Steps that take about 3 minutes on 2 CPU cores with the default model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """How a scene is adapted to. The defaults are ours; the papers train for hours on a GPU."""
+
+    steps: int | None = None
+    """Optimiser steps; ``DEFAULT_STEPS`` if absent."""
+
+    minutes: float | None = None
+    """Cap on the time of training; the steps taken are recorded."""
+
+    seed: int = 0
+    """Of everything random; the same steps and seed repeat a run exactly on one machine."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the network runs."""
+
+    toolbox: ToolboxConfig = field(default_factory=ToolboxConfig)
+    """Sizes of the modules."""
+
+    tile_px: int = 256
+    """Height and width of a training tile in network pixels."""
+
+    batch: int = 4
+    """Tiles in a step."""
+
+    learning_rate: float = 1e-4
+    """Peak rate without labels."""
+
+    labelled_rate: float = 1e-3
+    """Peak rate with labels."""
+
+    keep: float = 0.5
+    """Share of each class's pseudo-labels that is believed."""
+
+    replay_weight: float = 0.05
+    """Weight of a pixel pasted from a replay tile, against at most 1 of a pseudo-label."""
+
+    score_images: int = 8
+    """Images behind a Fisher score."""
+
+    reselect: int = 50
+    """Steps between two choices of slots."""
+
+    guard_tiles: int = 16
+    """Tiles that the guard looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """What came of it. Where the gate stayed closed, ``toolbox`` and ``head`` are None."""
+
+    decision: str
+    """``adapted`` or ``gate-closed``."""
+
+    evidence: Mapping[str, Any]
+    """What the guard saw of both models, JSON values."""
+
+    toolbox: Toolbox | None
+    """The adapted modules, attached to a copy of the model."""
+
+    head: nn.Module | None
+    """The adapted head."""
+
+    slots: tuple[Slot, ...]
+    """Slots that were open at some time."""
+
+    scores: Scores
+    """Of the last choice."""
+
+    trained_parameters: int
+    """Parameters of the slots, head excluded."""
+
+    steps: int
+    """Optimiser steps taken."""
+
+    losses: list[float]
+    """Loss of every step."""
+
+    seconds: float
+    """Time of everything."""
+
+
+def adapt_scene(
+    loaded: LoadedModel,
+    dataset: SceneDataset,
+    plan: TilePlan,
+    radiometry: Radiometry,
+    *,
+    options: AdaptOptions,
+    monitor: Monitor,
+) -> Adaptation:
+    """Adapt a model to a scene, without labels or with the dataset's.
+
+    The backbone stays frozen. Every ``reselect`` steps the gate scores all modules by Fisher
+    information on single images of the scene and opens a quarter of them; these and the head
+    train on pseudo-labels of an averaged teacher, mixed with generated replay tiles, and on
+    labels where there are any. At the end a guard compares both models on tiles drawn apart.
+
+    Source:
+        CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
+        (mixing). Ours: scores from pseudo-labels from the first step on, certainty weights,
+        replay in place of source data, and the guard.
+
+    Args:
+        loaded: The source model, not an adapter; it is copied, not changed.
+        dataset: The scene, without transforms.
+        plan: The scale at which the network sees the scene.
+        radiometry: Of the scene, for the dataset's bands.
+        options: How long, how large, which seed.
+        monitor: Told of every step in the stage ``adapt``.
+
+    Raises:
+        EmptySceneError: The scene has no valid pixel.
+        EarthgateError: The training diverged.
+        CancelledError: The monitor cancelled.
+    """
+    started = time.perf_counter()
+    monitor.stage("adapt", options.steps or DEFAULT_STEPS)
+    tiles = SceneTiles(
+        dataset,
+        plan,
+        radiometry,
+        size_px=options.tile_px,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+    run_ = _Run(loaded, tiles, options)
+    guard = _guard_tiles(run_, tiles, options)
+    before = guard()
+    losses = run_.train(monitor)
+    decision, evidence = decide(before, guard())
+    return Adaptation(
+        decision="adapted" if decision else "gate-closed",
+        evidence=evidence | {"labels_held_back": bool(tiles.held_back)},
+        toolbox=run_.toolbox if decision else None,
+        head=run_.model.head if decision else None,
+        slots=tuple(sorted(run_.toolbox.used)),
+        scores=run_.scores,
+        trained_parameters=sum(
+            p.numel() for slot in run_.toolbox.used for p in run_.toolbox.parameters(slot).values()
+        ),
+        steps=len(losses),
+        losses=losses,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Callable[[], Evidence]:
+    """Fix the tiles that both models are compared on; return the comparison."""
+    windows = tiles.held_back_windows()[: options.guard_tiles]
+    if windows:
+        batch = tiles.read(windows, held_back=True)
+    elif tiles.labelled:  # too few to hold any back
+        batch = tiles.draw_labelled(options.guard_tiles)
+    else:
+        batch = tiles.draw(options.guard_tiles)
+    names = run_.model.config.classes.names
+    labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
+    replay = None
+    if run_.replay is not None:
+        replay = run_.replay.draw(options.guard_tiles, np.random.default_rng(options.seed + 1))
+
+    def look() -> Evidence:
+        return gather(
+            run_.logits_on_cpu,
+            list(zip(batch.images, batch.valid, strict=True)),
+            classes=names,
+            replay=replay,
+            labels=labels,
+        )
+
+    return look
+
+
+class _Run:
+    """The state of one adaptation: model, modules, teacher, random numbers."""
+
+    def __init__(self, loaded: LoadedModel, tiles: SceneTiles, options: AdaptOptions) -> None:
+        self.options, self.tiles = options, tiles
+        self.model = copy.deepcopy(loaded.segmenter).to(options.device)
+        freeze(self.model)
+        generator = torch.Generator().manual_seed(options.seed)
+        self.toolbox = attach(self.model.backbone, options.toolbox, generator=generator)
+        for parameter in self.model.head.parameters():
+            parameter.requires_grad_(True)
+        self.replay = (
+            ReplaySource(loaded.replay, size_px=options.tile_px) if loaded.replay else None
+        )
+        self.rng = np.random.default_rng(options.seed)
+        self.scores = Scores({})
+        modules = {
+            f"{slot}.{name}": parameter
+            for slot in self.toolbox.slots
+            for name, parameter in self.toolbox.parameters(slot).items()
+        }
+        head = {f"head.{k}": v for k, v in self.model.head.named_parameters()}
+        self._parameters = modules | head
+        self._average = WeightAverage(self._parameters, decay=0.99)
+        self.named_values = sorted(tiles.named)
+        classes = range(len(self.model.config.classes))
+        self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
+        look = tiles.draw(options.guard_tiles)
+        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in look.images])
+        self._align = Alignment(shares(seen, look.valid))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images (batch, 3, row, col) to float logits."""
+        with fast_arithmetic(self.options.device):
+            logits: Tensor = self.model(images.to(self.options.device))
+        return logits.float()
+
+    def logits_on_cpu(self, images: Tensor) -> Tensor:
+        """Map images to logits for the guard."""
+        return self.logits(images).cpu()
+
+    def train(self, monitor: Monitor) -> list[float]:
+        """Take the steps; the model ends as the averaged teacher. Returns the losses."""
+        options, labelled = self.options, self.tiles.labelled
+        schedule = Schedule(
+            steps=options.steps or DEFAULT_STEPS,
+            learning_rate=options.labelled_rate if labelled else options.learning_rate,
+            seconds=None if options.minutes is None else 60 * options.minutes,
+        )
+        optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=0.0)
+
+        def step_loss(step: int) -> Tensor:
+            if step % options.reselect == 0:
+                self._choose_slots()
+            return self._labelled_loss() if labelled else self._unlabelled_loss()
+
+        losses = run(step_loss, optimizer, self._average, schedule=schedule, monitor=monitor)
+        self._average.copy_to_model()
+        return losses
+
+    def _choose_slots(self) -> None:
+        def single(index: int) -> Callable[[], Tensor]:
+            return lambda: self._image_loss(batch, index)
+
+        count = self.options.score_images
+        batch = self.tiles.draw_labelled(count) if self.tiles.labelled else self.tiles.draw(count)
+        self.scores = fisher_scores(self.toolbox, [single(i) for i in range(count)])
+        self.toolbox.open(choose(self.scores, default_k(self.toolbox)))
+
+    def _image_loss(self, batch: TileBatch, index: int) -> Tensor:
+        one = slice(index, index + 1)
+        images, labels = batch.images[one], batch.labels[one]
+        if self.tiles.labelled:
+            return self._loss(images, PseudoLabels(labels=labels, weights=torch.ones(labels.shape)))
+        return self._loss(images, self._pseudo(images, batch.valid[one]))
+
+    def _unlabelled_loss(self) -> Tensor:
+        batch = self.tiles.draw(self.options.batch)
+        pseudo = self._pseudo(batch.images, batch.valid)
+        images = strengthen(batch.images, self.rng)
+        if self.replay is not None:
+            donor, labels = self.replay.draw(self.options.batch, self.rng)
+            donors = (strengthen(donor, self.rng), labels)
+            images, pseudo = class_mix(
+                images, pseudo, donors, weight=self.options.replay_weight, rng=self.rng
+            )
+        return self._loss(images, pseudo)
+
+    def _labelled_loss(self) -> Tensor:
+        batch = self.tiles.draw_labelled(self.options.batch)
+        truth = PseudoLabels(labels=batch.labels, weights=torch.ones(batch.labels.shape))
+        supervised = self._loss(strengthen(batch.images, self.rng), truth)
+        return supervised + 0.5 * self._unlabelled_loss()
+
+    def _pseudo(self, images: Tensor, valid: Tensor) -> PseudoLabels:
+        with self._average.applied():
+            probabilities = both_ways(self.logits_on_cpu, images)
+        aligned = self._align(probabilities, valid)
+        return pseudo_label(aligned, valid, keep=self.options.keep)
+
+    def _loss(self, images: Tensor, truth: PseudoLabels) -> Tensor:
+        device = self.options.device
+        return partial_cross_entropy(
+            self.logits(images),
+            truth.labels.to(device),
+            named=None if self._named is None else self._named.to(device),
+            weights=truth.weights.to(device),
+        )

@@ -1,0 +1,128 @@
+"""The one training loop, the average of weights it keeps, and the arithmetic it runs in."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from earthgate_geo.errors import EarthgateError
+from earthgate_geo.monitor import Monitor
+
+
+class WeightAverage:
+    """An exponential average of weights, faster while it is young.
+
+    Source:
+        Tarvainen and Valpola 2017, "Mean teachers", arXiv:1703.01780; the young average follows
+        ``(1 + n) / (10 + n)``.
+
+    Args:
+        parameters: The parameters to follow, by name.
+        decay: Weight of the past in one update, 0..1.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
+        self._decay, self._updates = decay, 0
+        self._parameters = dict(parameters)
+        self._values = {k: v.detach().clone() for k, v in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights as they are."""
+        self._updates += 1
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for key, parameter in self._parameters.items():
+            self._values[key].lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the model's place while the context lasts: the teacher."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Give the model the averaged weights."""
+        for key, parameter in self._parameters.items():
+            parameter.copy_(self._values[key])
+
+    def _swap(self) -> None:
+        for key, parameter in self._parameters.items():
+            parameter.data, self._values[key] = self._values[key], parameter.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long training runs and at which rate."""
+
+    steps: int
+    """Optimiser steps."""
+
+    learning_rate: float
+    """Peak rate; a warm-up of a twentieth of the steps, then a cosine to zero."""
+
+    seconds: float | None = None
+    """Stop early after so many seconds; the steps taken are reported."""
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of ``step``, counted from 0."""
+        warm = max(self.steps // 20, 1)
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        progress = (step - warm) / max(self.steps - warm, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def run(
+    step_loss: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    *,
+    schedule: Schedule,
+    monitor: Monitor,
+) -> list[float]:
+    """Take optimiser steps on ``step_loss(step)`` and return the loss of each.
+
+    Raises:
+        EarthgateError: The loss is not finite.
+        CancelledError: The monitor cancelled.
+    """
+    started, losses = time.perf_counter(), []
+    for step in range(schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss = step_loss(step)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise EarthgateError(
+                found=f"training diverged at step {step + 1} (loss {losses[-1]})",
+                fix="Try again with another --seed; the source model still maps the scene",
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        optimizer.step()
+        average.update()
+        monitor.update(step + 1)
+        if schedule.seconds is not None and time.perf_counter() - started > schedule.seconds:
+            break
+    return losses
+
+
+@contextmanager
+def fast_arithmetic(device: torch.device) -> Iterator[None]:
+    """Run in bfloat16 where ``device`` has it in hardware, else in single precision."""
+    native = (
+        torch.cuda.is_bf16_supported()
+        if device.type == "cuda"
+        else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    )
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native):
+        yield

@@ -1,0 +1,54 @@
+"""Losses over pixels whose label may be known, partly known, or unknown."""
+
+import torch
+from torch import Tensor
+
+from earthgate_geo.metrics import OTHER, UNKNOWN
+
+
+def partial_cross_entropy(
+    logits: Tensor, labels: Tensor, *, named: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean negative log probability of what the labels say.
+
+    A pixel labelled ``OTHER`` counts with the summed probability of all classes that the labels
+    do not name, so that a building mask teaches a model of five classes without saying which
+    of the other four a pixel is. Ours; for full labels it is the plain cross entropy.
+
+    Args:
+        logits: Tensor (batch, class, height, width).
+        labels: Tensor (batch, height, width) of class indices, ``OTHER`` or ``UNKNOWN``.
+        named: Bool tensor (class,), True for classes that the labels name; needed where
+            ``OTHER`` occurs.
+        weights: Tensor (batch, height, width), 0 or more per pixel; 1 everywhere if absent.
+
+    Returns:
+        A scalar, 0 where no pixel is known.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=1)
+    classes = logits.shape[1]
+    picked = log_probs.gather(1, labels.clamp(max=classes - 1).unsqueeze(1)).squeeze(1)
+    if named is not None and not bool(named.all()):
+        rest = torch.logsumexp(log_probs[:, ~named], dim=1)
+        picked = torch.where(labels == OTHER, rest, picked)
+    known = (labels < classes) | (labels == OTHER)
+    mass = known.float() if weights is None else known.float() * weights
+    return -(picked * mass).sum() / mass.sum().clamp(min=1.0)
+
+
+def soft_dice(logits: Tensor, labels: Tensor, *, target: int) -> Tensor:
+    """Return one minus the soft Dice score of the class ``target`` over the known pixels.
+
+    Args:
+        logits: Tensor (batch, class, height, width).
+        labels: Tensor (batch, height, width); ``OTHER`` counts as not ``target``.
+        target: Index of the class.
+
+    Source:
+        Milletari et al. 2016, "V-Net", arXiv:1606.04797, over the whole batch, smoothed by 1.
+    """
+    known = labels != UNKNOWN
+    probability = torch.softmax(logits.float(), dim=1)[:, target] * known
+    truth = (labels == target).float()
+    overlap = (probability * truth).sum()
+    return 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)

@@ -1,0 +1,142 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from networks import write_model
+from rasters import RasterSpec, write_raster
+
+from earthgate_geo.data.labels import LabelOptions, open_labels
+from earthgate_geo.data.scenes import SceneDataset, plan_tiles
+from earthgate_geo.data.synthetic import CLASSES
+from earthgate_geo.errors import CancelledError
+from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.model_file import load_model
+from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.read import open_scene
+from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
+from earthgate_geo.training.tiles import SceneTiles
+
+OPTIONS = AdaptOptions(steps=4, tile_px=64, batch=2, score_images=2, reselect=2, guard_tiles=4)
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    return load_model(write_model(tmp_path / "m.safetensors"))
+
+
+def _scene(tmp_path, *, rows=200, cols=240):
+    path = tmp_path / "town.tif"
+    write_raster(path, RasterSpec(rows=rows, cols=cols))
+    return open_scene(path)
+
+
+def _labelled(tmp_path, scene):
+    values = np.full((1, 200, 240), UNKNOWN, np.uint8)
+    values[0, :, :120], values[0, :, 120:] = 0, 3
+    values[0, 60:70] = UNKNOWN
+    path = tmp_path / "labels.tif"
+    write_raster(path, values=values)
+    return open_labels(path, scene.grid, CLASSES, LabelOptions())
+
+
+def _adapt(loaded, scene, *, labels=None, monitor=None, options=OPTIONS):
+    dataset = SceneDataset(scene, bands=(1, 2, 3), labels=labels)
+    plan = plan_tiles(scene.grid, tile_px=64, stride_px=48, gsd_min_m=0.1, gsd_max_m=0.6)
+    return adapt_scene(
+        loaded,
+        dataset,
+        plan,
+        scene.radiometry((1, 2, 3)),
+        options=options,
+        monitor=monitor or SilentMonitor(),
+    )
+
+
+def _weights(adaptation):
+    modules = adaptation.toolbox.state_dict() if adaptation.toolbox else {}
+    return modules | (dict(adaptation.head.state_dict()) if adaptation.head else {})
+
+
+def test_the_source_model_is_not_touched_and_a_quarter_of_the_slots_trains(tmp_path, loaded):
+    before = {k: v.clone() for k, v in loaded.segmenter.state_dict().items()}
+
+    with _scene(tmp_path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    after = loaded.segmenter.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert 3 <= len(adaptation.slots) <= 6  # 3 of 12, chosen twice
+    assert adaptation.steps == len(adaptation.losses) == 4
+    assert adaptation.trained_parameters > 0
+    assert adaptation.decision in {"adapted", "gate-closed"}
+
+
+def test_the_same_seed_repeats_a_run_exactly(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        first, second, other = (
+            _adapt(loaded, scene, options=replace(OPTIONS, seed=seed)) for seed in (3, 3, 4)
+        )
+
+    assert first.losses == second.losses != other.losses
+    assert first.evidence == second.evidence
+    ours, theirs = _weights(first), _weights(second)
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+def test_labels_train_and_a_part_is_held_back_for_the_guard(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene))
+
+    assert adaptation.evidence["source"]["label_miou"] is not None
+    assert adaptation.evidence["adapted"]["label_miou"] is not None
+
+
+def test_held_back_labels_never_reach_training_and_the_rest_never_the_guard(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        labels = _labelled(tmp_path, scene)
+        dataset = SceneDataset(scene, bands=(1, 2, 3), labels=labels)
+        plan = plan_tiles(scene.grid, tile_px=64, stride_px=48, gsd_min_m=0.1, gsd_max_m=0.6)
+        tiles = SceneTiles(
+            dataset,
+            plan,
+            scene.radiometry((1, 2, 3)),
+            size_px=64,
+            generator=torch.Generator().manual_seed(0),
+        )
+        windows = tiles.held_back_windows()
+
+        training, guard = tiles.read(windows), tiles.read(windows, held_back=True)
+
+    assert windows
+    assert torch.all(training.labels == UNKNOWN)
+    for window, seen in zip(windows, guard.labels, strict=True):
+        assert np.array_equal(seen.numpy(), labels.read(window))
+
+
+def test_a_closed_gate_hands_back_no_modules(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        labels = _labelled(tmp_path, scene)
+        adaptation = _adapt(
+            loaded, scene, labels=labels, options=replace(OPTIONS, labelled_rate=0.0)
+        )
+
+    assert adaptation.decision == "gate-closed"  # nothing moved, so nothing fits better
+    assert adaptation.toolbox is None
+    assert adaptation.head is None
+    assert adaptation.evidence["against"] == ["the labels fit no better"]
+
+
+def test_a_scene_smaller_than_a_tile_can_be_adapted_to(tmp_path, loaded):
+    with _scene(tmp_path, rows=1, cols=1) as scene:
+        assert _adapt(loaded, scene).steps == 4
+
+
+def test_cancelling_stops_within_a_step(tmp_path, loaded):
+    class Impatient(SilentMonitor):
+        def update(self, done: int) -> None:
+            raise CancelledError
+
+    with _scene(tmp_path) as scene, pytest.raises(CancelledError):
+        _adapt(loaded, scene, monitor=Impatient())

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import torch
+
+from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
+
+SOURCE = Evidence(
+    agreement=0.7, confidence=0.6, replay_miou=0.5, label_miou=None, shares=(0.5, 0.5)
+)
+BETTER = replace(SOURCE, agreement=0.8)
+
+
+def test_a_model_that_agrees_more_with_itself_and_forgot_nothing_is_kept():
+    kept, evidence = decide(SOURCE, BETTER)
+
+    assert kept
+    assert evidence["against"] == []
+    assert evidence["adapted"]["agreement"] == 0.8
+
+
+def test_a_model_that_is_hardly_steadier_is_refused():
+    kept, evidence = decide(SOURCE, replace(SOURCE, agreement=0.73))
+
+    assert not kept
+    assert evidence["against"] == [
+        "the adapted model agrees hardly more with itself than the source model"
+    ]
+
+
+def test_a_model_that_collapsed_to_one_class_is_refused_however_steady():
+    kept, evidence = decide(SOURCE, replace(BETTER, agreement=1.0, shares=(1.0, 0.0)))
+
+    assert not kept
+    assert evidence["against"] == [
+        "the class shares moved too far",
+        "a class lost more than half of its share",
+    ]
+
+
+def test_a_rare_class_may_fade_but_a_common_one_may_not_lose_half():
+    rare = replace(SOURCE, shares=(0.99, 0.01))
+    common = replace(SOURCE, shares=(0.9, 0.1))
+
+    assert decide(rare, replace(BETTER, shares=(1.0, 0.0)))[0]
+    assert decide(common, replace(BETTER, shares=(0.94, 0.06)))[0]
+    assert not decide(common, replace(BETTER, shares=(0.96, 0.04)))[0]
+
+
+def test_a_model_that_forgot_the_replay_tiles_is_refused():
+    assert not decide(SOURCE, replace(BETTER, replay_miou=0.4))[0]
+
+
+def test_labels_outweigh_agreement_and_replay():
+    worse = replace(SOURCE, label_miou=0.4)
+
+    assert decide(worse, replace(SOURCE, agreement=0.6, label_miou=0.5))[0]
+    assert decide(worse, replace(SOURCE, replay_miou=0.1, label_miou=0.5))[0]
+    assert not decide(worse, replace(BETTER, label_miou=0.4))[0]
+
+
+def test_evidence_of_a_network_that_sees_brightness():
+    def network(images):
+        bright = images.mean(1, keepdim=True)
+        return torch.cat([bright - 0.5, 0.5 - bright], 1) * 100
+
+    image = torch.cat([torch.full((3, 8, 4), 0.05), torch.full((3, 8, 4), 0.95)], 2)
+    valid = torch.ones(8, 8, dtype=torch.bool)
+    valid[:, 0] = False
+    truth = torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], 1).long()
+
+    evidence = gather(
+        network,
+        [(image, valid)],
+        classes=("bright", "dark"),
+        labels=KnownLabels([truth], [0, 1]),
+    )
+
+    assert evidence.label_miou == 1.0
+    assert evidence.shares == (32 / 56, 24 / 56)
+    assert evidence.agreement > 0.9
+    assert evidence.replay_miou is None
