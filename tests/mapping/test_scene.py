@@ -1,0 +1,316 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from rasters import NORTH_UP, ROTATED, SOUTH_UP, RasterSpec, write_raster
+from torch import Tensor
+
+from earthgate_geo.data.scenes import TilePlan
+from earthgate_geo.errors import CancelledError, EarthgateError, ModelFileError, OutputError
+from earthgate_geo.mapping.scene import MapOutputs, MapTask, estimate, map_scene
+from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
+from earthgate_geo.raster.grid import Size
+from earthgate_geo.raster.read import open_scene
+
+TABLE = ClassTable(
+    (
+        LandClass(0, "building", "#d7301f"),
+        LandClass(1, "vegetation", "#31a354"),
+        LandClass(2, "water", "#2b8cbe"),
+    )
+)
+PLAN = TilePlan(tile=Size(32, 32), stride=Size(24, 24), network=Size(32, 32))
+
+
+def brightest(images: Tensor) -> Tensor:
+    """A pointwise network: the class is the brightest band."""
+    return images * 20
+
+
+class Stopper(SilentMonitor):
+    """Cancels in one stage."""
+
+    def __init__(self, stage: str) -> None:
+        self._stop_in = stage
+        self._stage = ""
+
+    def stage(self, name: str, total: int) -> None:
+        self._stage = name
+
+    def update(self, done: int) -> None:
+        if self._stage == self._stop_in:
+            raise CancelledError
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> MapTask:
+    return task_of(tmp_path / "scene.tif")
+
+
+def task_of(
+    path: Path, *, rows: int = 75, cols: int = 110, transform: Affine = NORTH_UP
+) -> MapTask:
+    """A noisy scene with a wedge without data."""
+    mask = np.add.outer(np.arange(rows), np.arange(cols)) >= min(rows, cols) // 2
+    write_raster(path, RasterSpec(rows=rows, cols=cols, transform=transform), mask=mask)
+    scene = open_scene(path)
+    bands = scene.choose_bands(("red", "green", "blue"))
+    return MapTask(
+        scene=scene,
+        bands=bands,
+        radiometry=scene.radiometry(bands),
+        plan=PLAN,
+        classes=TABLE,
+    )
+
+
+def outputs_in(folder: Path) -> MapOutputs:
+    return MapOutputs(
+        map=folder / "map.tif",
+        confidence=folder / "map_conf.tif",
+        probs=folder / "map_probs.tif",
+        tags={"EARTHGATE_MODEL": "abc"},
+    )
+
+
+def pixelwise(task: MapTask) -> tuple[Tensor, Tensor]:
+    """Probabilities (class, row, col) and validity (row, col) without any tiles."""
+    with rasterio.open(task.scene.path) as source:
+        scaled = task.radiometry.scale(source.read(task.bands))
+        valid = source.dataset_mask() > 0
+    return brightest(torch.from_numpy(scaled)).softmax(0), torch.from_numpy(valid)
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, SOUTH_UP, ROTATED])
+def test_a_pointwise_network_maps_every_pixel_on_the_grid_of_the_scene(
+    transform: Affine, tmp_path: Path
+) -> None:
+    task = task_of(tmp_path / "scene.tif", transform=transform)
+
+    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    probabilities, valid = pixelwise(task)
+    labels = torch.where(valid, probabilities.argmax(0), NODATA)
+    with rasterio.open(tmp_path / "map.tif") as layer, rasterio.open(task.scene.path) as source:
+        assert (layer.transform, layer.crs, layer.shape) == (
+            source.transform,
+            source.crs,
+            source.shape,
+        )
+        assert layer.nodata == NODATA
+        assert layer.tags()["EARTHGATE_CLASSES"] == TABLE.to_json()
+        assert layer.tags()["EARTHGATE_MODEL"] == "abc"
+        assert np.array_equal(layer.read(1), labels)
+
+
+def test_confidence_and_probabilities_are_scaled_to_254(task: MapTask, tmp_path: Path) -> None:
+    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    probabilities, valid = pixelwise(task)
+    with rasterio.open(tmp_path / "map_conf.tif") as layer:
+        confidence = layer.read(1).astype(float)
+        assert layer.scales == (1 / 254,)
+        assert (confidence == NODATA).tolist() == (~valid).tolist()
+        assert abs(confidence - probabilities.max(0).values.numpy() * 254)[valid].max() < 0.501
+        assert "EARTHGATE_CLASSES" not in layer.tags()
+    with rasterio.open(tmp_path / "map_probs.tif") as layer:
+        stored = layer.read().astype(float)
+        assert layer.descriptions == TABLE.names
+        assert abs(stored - probabilities.numpy() * 254)[:, valid].max() < 0.501
+
+
+def test_the_result_says_what_was_done(task: MapTask, tmp_path: Path) -> None:
+    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    _, valid = pixelwise(task)
+    assert (result.tile_px, result.stride_px) == (32, 24)
+    assert result.gsd_m == pytest.approx(0.5, rel=1e-3)
+    assert list(result.class_pixels) == list(TABLE.names)
+    assert sum(result.class_pixels.values()) == valid.sum()
+    parts = [result.seconds[part] for part in ("read", "network", "write")]
+    assert 0 < sum(parts) <= result.seconds["total"]
+    assert {role: path.name for role, path in result.outputs.items()} == {
+        "map": "map.tif",
+        "confidence": "map_conf.tif",
+        "probs": "map_probs.tif",
+    }
+
+
+def test_tiles_without_data_never_reach_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    mask = np.zeros((75, 200), np.uint8)
+    mask[:, :40] = 1
+    mask[:, 190:] = 1
+    write_raster(path, RasterSpec(rows=75, cols=200), mask=mask)
+    scene = open_scene(path)
+    task = MapTask(
+        scene=scene,
+        bands=(1, 2, 3),
+        radiometry=scene.radiometry((1, 2, 3)),
+        plan=PLAN,
+        classes=TABLE,
+    )
+
+    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert result.tiles == 9
+    with rasterio.open(tmp_path / "map.tif") as layer:
+        assert np.array_equal(layer.read(1) != NODATA, mask > 0)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (5, 80), (80, 5), (32, 32), (33, 32)])
+def test_scenes_of_any_size_are_covered(rows: int, cols: int, tmp_path: Path) -> None:
+    task = task_of(tmp_path / "scene.tif", rows=rows, cols=cols)
+
+    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    probabilities, valid = pixelwise(task)
+    with rasterio.open(tmp_path / "map.tif") as layer:
+        labels = torch.where(valid, probabilities.argmax(0), NODATA)
+        assert np.array_equal(layer.read(1), labels)
+
+
+def test_results_do_not_depend_on_the_batch(task: MapTask, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 3, 7, padding=3).eval()
+    files = []
+    for batch in (1, 3, 8):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        map_scene(network, replace(task, batch=batch), outputs_in(folder), monitor=SilentMonitor())
+        files.append([path.read_bytes() for path in sorted(folder.glob("*.tif"))])
+
+    assert files[0] == files[1] == files[2]
+
+
+def test_every_batch_has_the_same_shape(task: MapTask, tmp_path: Path) -> None:
+    shapes = set()
+
+    def network(images: Tensor) -> Tensor:
+        shapes.add(tuple(images.shape))
+        return images
+
+    map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert shapes == {(4, 3, 32, 32)}
+
+
+@pytest.mark.parametrize("network_px", [16, 64])
+def test_another_scale_keeps_borders_in_their_place(network_px: int, tmp_path: Path) -> None:
+    values = np.zeros((3, 70, 70), np.uint8)
+    values[0, :, :36], values[1, :, 36:] = 200, 200
+    write_raster(tmp_path / "scene.tif", values=values)
+    scene = open_scene(tmp_path / "scene.tif")
+    task = MapTask(
+        scene=scene,
+        bands=(1, 2, 3),
+        radiometry=scene.radiometry((1, 2, 3)),
+        plan=replace(PLAN, network=Size(network_px, network_px)),
+        classes=TABLE,
+    )
+
+    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    with rasterio.open(tmp_path / "map.tif") as layer:
+        assert np.array_equal(layer.read(1), np.where(values[0] > 0, 0, 1))
+    assert result.stride_px == network_px * 24 // 32
+    assert result.gsd_m == pytest.approx(0.5 * 32 / network_px, rel=1e-3)
+
+
+def test_numbers_that_are_not_finite_fail_the_scene_and_name_the_tile(
+    task: MapTask, tmp_path: Path
+) -> None:
+    calls = []
+
+    def network(images: Tensor) -> Tensor:
+        calls.append(images)
+        logits = images.clone()
+        if len(calls) == 2:
+            logits[1, 2, 3, 4] = torch.nan
+        return logits
+
+    with pytest.raises(EarthgateError) as failed:
+        map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert str(failed.value) == (
+        "the network gives numbers that are not finite for the tile at row 24, column 0 "
+        f"of {task.scene.path}. Nothing was written; try another model, or adapt again."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_a_network_of_other_classes_is_refused(task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError) as refused:
+        map_scene(lambda images: images[:, :2], task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert str(refused.value) == "a network with 2 outputs; expected 3, one for each class."
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+@pytest.mark.parametrize("stage", ["map", "finish"])
+def test_cancel_leaves_nothing(stage: str, task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(CancelledError):
+        map_scene(brightest, task, outputs_in(tmp_path), monitor=Stopper(stage))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_a_failing_tile_fails_the_scene(task: MapTask, tmp_path: Path) -> None:
+    def network(images: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_one_existing_layer_keeps_all_from_being_written(task: MapTask, tmp_path: Path) -> None:
+    (tmp_path / "map_probs.tif").write_text("mine")
+
+    with pytest.raises(OutputError):
+        map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map_probs.tif", "scene.tif"]
+    assert (tmp_path / "map_probs.tif").read_text() == "mine"
+
+
+def test_progress_counts_tiles_then_layers(task: MapTask, tmp_path: Path) -> None:
+    class Recorder(SilentMonitor):
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def stage(self, name: str, total: int) -> None:
+            self.heard.append((name, total))
+
+        def update(self, done: int) -> None:
+            self.heard.append(done)
+
+    monitor = Recorder()
+
+    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=monitor)
+
+    batches = [*range(4, result.tiles, 4), result.tiles]
+    assert monitor.heard == [("map", result.tiles), *batches, ("finish", 3), 1, 2, 3]
+
+
+def test_the_estimate_grows_with_the_width_and_not_with_the_height(task: MapTask) -> None:
+    def memory(rows: int, cols: int) -> int:
+        grid = replace(task.scene.grid, size=Size(rows, cols))
+        return estimate(grid, PLAN, outputs_in(Path()), TABLE).memory_bytes
+
+    assert memory(1000, 1000) == memory(100_000, 1000) < memory(1000, 2000)
+
+
+def test_the_estimate_counts_tiles_and_disk(task: MapTask) -> None:
+    alone = estimate(task.scene.grid, PLAN, MapOutputs(map=Path("map.tif")), TABLE)
+    every = estimate(task.scene.grid, PLAN, outputs_in(Path()), TABLE)
+
+    assert alone.tiles == every.tiles == 3 * 5
+    assert every.disk_bytes == 5 * alone.disk_bytes
+    assert alone.disk_bytes > 75 * 110
