@@ -1,0 +1,16 @@
+"""``earthgate doctor``."""
+
+import click
+
+import earthgate_geo
+from earthgate_cli import options, output, summary
+
+
+@click.command("doctor")
+@options.speech
+def command(*, speech: output.Speech) -> None:
+    """Check this installation; exit 1 where something is broken."""
+    document = earthgate_geo.diagnose()
+    speech.result(document, summary.doctor_lines)
+    if not document["healthy"]:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,186 @@
+"""Options that several commands share, each written once."""
+
+import os
+import signal
+import sys
+import threading
+from _thread import interrupt_main
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from earthgate_cli.output import Speech
+from earthgate_geo.errors import CancelledError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FilePath = click.Path(path_type=Path)
+
+
+def _pairs(value: type[int] | type[str], *, example: str) -> Callable[[str], dict[str, Any]]:
+    """Make the type of an option like ``key=value,key=value``."""
+
+    def convert(text: str) -> dict[str, Any]:
+        try:
+            pairs = [entry.split("=", 1) for entry in text.split(",")]
+            parsed = {key.strip(): value(each.strip()) for key, each in pairs}
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not like {example}.") from None
+        if len(parsed) < len(pairs) or not all(parsed):
+            raise click.BadParameter(f"{text!r} names a key twice or not at all.")
+        return parsed
+
+    return convert
+
+
+def _gsd(text: str) -> float | None:
+    return None if text == "auto" else click.FloatRange(min=0, min_open=True)(text)
+
+
+def _creation(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not like KEY=VAL.", ctx, param)
+    return dict(value.split("=", 1) for value in values)
+
+
+def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+scene = _together(
+    click.option("--src", required=True, metavar="SCENE", help="Scene to map: any GDAL raster."),
+    click.option("--model", metavar="NAME|FILE", help="Model or adapter [default: packaged]."),
+    click.option(
+        "--bands",
+        type=_pairs(int, example="red=1,green=2,blue=3"),
+        metavar="NAME=N,...",
+        help="Which band of the file is which, e.g. red=3,green=2,blue=1.",
+    ),
+    click.option("--nodata", type=float, help="Value that marks gaps where the file names none."),
+    click.option(
+        "--gsd",
+        type=_gsd,
+        metavar="M|auto",
+        default="auto",
+        show_default=True,
+        help="Ground size of a pixel that the network sees, in metres.",
+    ),
+    click.option("--assume-crs", metavar="CRS", help="CRS of a scene that names none."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+)
+
+outputs = _together(
+    click.option("--vector", type=FilePath, help="GeoPackage of the map's polygons to write."),
+    click.option("--confidence", is_flag=True, help="Also write <dst>_conf.tif."),
+    click.option("--probs", is_flag=True, help="Also write <dst>_probs.tif, one band a class."),
+    click.option(
+        "--co",
+        "creation",
+        multiple=True,
+        callback=_creation,
+        metavar="KEY=VAL",
+        help="Creation option of GDAL's COG driver; repeatable.",
+    ),
+)
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+dry_run = click.option("--dry-run", is_flag=True, help="Check and say the plan; write nothing.")
+
+label_rules = _together(
+    click.option("--label-field", metavar="FIELD", help="Field that holds the class."),
+    click.option("--label-class", metavar="CLASS", help="Class of all labels, where no field is."),
+    click.option(
+        "--label-map",
+        type=_pairs(str, example="1=building,0=other"),
+        metavar="CODE=CLASS,...",
+        help="Classes of the labels' codes, e.g. 1=building,0=other.",
+    ),
+)
+
+
+def speech(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``, ``-q``, ``-v``; the command takes them as ``speech``."""
+    return _speaking(command, _JSON, _QUIET, _VERBOSE)
+
+
+def job_speech(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``speech`` and what only long jobs need: ``--progress`` and ``--watch-stdin``."""
+    return _speaking(command, _PROGRESS, _JSON, _QUIET, _VERBOSE, _WATCH_STDIN)
+
+
+def _speaking(
+    command: Callable[..., Any], *options: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any]:
+    @wraps(command)
+    def call(
+        *context: Any,
+        progress: str | None = "none",
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        watch_stdin: bool = False,
+        **asked: Any,
+    ) -> Any:
+        finished = threading.Event()
+        if watch_stdin:
+            _end_with_stdin(finished)
+        speech = Speech(progress=progress, as_json=as_json, quiet=quiet, verbose=verbose)
+        try:
+            return command(*context, speech=speech, **asked)
+        except KeyboardInterrupt as error:
+            raise CancelledError from error
+        finally:
+            finished.set()
+
+    return _together(*options)(call)
+
+
+_PROGRESS = click.option(
+    "--progress",
+    type=click.Choice(["bar", "json", "none"]),
+    help="How to show progress on stderr [default: bar on a terminal].",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Say more; tracebacks, too.")
+_WATCH_STDIN = click.option(
+    "--watch-stdin", is_flag=True, help="End when standard input closes (for a calling program)."
+)
+
+
+def _end_with_stdin(finished: threading.Event) -> None:
+    """Interrupt the main thread as Ctrl-C does once standard input closes, unless it finished."""
+    # A shell starts background jobs with SIGINT ignored, and then interrupts would be lost.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watch(descriptor: int) -> None:
+        # os.read takes no lock of sys.stdin, which a daemon thread would hold at exit.
+        while os.read(descriptor, 4096):
+            pass
+        if not finished.is_set():
+            interrupt_main()
+
+    threading.Thread(target=watch, args=[sys.stdin.fileno()], daemon=True).start()
+
+
+def model_folder() -> Path:
+    """Return the user's folder of models: EARTHGATE_MODELS or the platform's place for data."""
+    if chosen := os.environ.get("EARTHGATE_MODELS"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        home = Path(os.environ.get("LOCALAPPDATA", Path.home()))
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Application Support"
+    else:
+        home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return home / "earthgate" / "models"

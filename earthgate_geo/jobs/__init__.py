@@ -1,0 +1,1 @@
+"""Whole jobs: paths in, files and a result document out."""

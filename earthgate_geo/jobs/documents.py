@@ -1,0 +1,109 @@
+"""Result documents and provenance: JSON values only."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, astuple
+from typing import Any
+
+from earthgate_geo import __version__
+from earthgate_geo.jobs.prepare import Job
+from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.report import decision_sentence
+from earthgate_geo.request import AdaptRequest, MapRequest
+from earthgate_geo.toolbox.base import Kind
+from earthgate_geo.training.adapt import Adaptation
+
+Document = dict[str, Any]
+
+RUNTIME = "torch"
+_SQUARE_METRES = 10_000  # in a hectare
+
+
+def tags(job: Job, model: LoadedModel, request: MapRequest) -> dict[str, str]:
+    """Return the provenance: what decides the map, without paths, dates and devices."""
+    options = {
+        "bands": job.bands,
+        "batch": job.task.batch,
+        "network_px": astuple(job.plan.network),
+        "nodata": request.nodata,
+        "runtime": RUNTIME,
+        "stride_px": astuple(job.plan.stride),
+        "tile_px": astuple(job.plan.tile),
+    }
+    found = {
+        "EARTHGATE_VERSION": __version__,
+        "EARTHGATE_MODEL": f"{model.name} sha256:{model.digest}",
+        "EARTHGATE_RADIOMETRY": _canonical(asdict(job.radiometry)),
+        "EARTHGATE_OPTIONS": _canonical(options),
+    }
+    # Behind a closed gate the adapter file is empty: the map is the source model's.
+    if model.adapter and model.adapter.decision == "adapted":
+        found["EARTHGATE_ADAPTER"] = f"sha256:{model.adapter_digest}"
+    return found
+
+
+def _canonical(document: Document) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def about(job: Job, model: LoadedModel, request: MapRequest) -> Document:
+    """Return what result documents have in common."""
+    grid, gsd, plan = job.scene.grid, job.scene.grid.gsd(), job.plan
+    down, across = plan.network.rows / plan.tile.rows, plan.network.cols / plan.tile.cols
+    return {
+        "scene": job.scene.name,
+        "grid": {
+            "rows": grid.size.rows,
+            "cols": grid.size.cols,
+            "gsd": [gsd.row_m, gsd.col_m],
+            "crs": grid.crs.to_string(),
+        },
+        "model": {"name": model.name, "digest": model.digest, "adapter": model.adapter_digest},
+        "classes": [asdict(entry) for entry in job.task.classes],
+        "tile_px": plan.network.rows,
+        "stride_px": round(plan.stride.rows * down),
+        "gsd": gsd.mean_m / math.sqrt(down * across),
+        "runtime": RUNTIME,
+        "outputs": {role: str(path) for role, path in request.outputs().items()},
+    }
+
+
+def shares(job: Job, class_pixels: Mapping[str, int]) -> list[Document]:
+    """Return every class with its ``share`` of the mapped pixels and its ``hectares``."""
+    gsd = job.scene.grid.gsd()
+    total = sum(class_pixels.values())
+    return [
+        asdict(entry)
+        | {
+            "share": class_pixels[entry.name] / max(total, 1),
+            "hectares": class_pixels[entry.name] * gsd.row_m * gsd.col_m / _SQUARE_METRES,
+        }
+        for entry in job.task.classes
+    ]
+
+
+def about_adaptation(adaptation: Adaptation, request: AdaptRequest) -> Document:
+    """Return what is told of an adaptation."""
+    return {
+        "decision": adaptation.decision,
+        "sentence": decision_sentence(adaptation.decision, adaptation.evidence),
+        "evidence": dict(adaptation.evidence),
+        "slots": list(map(str, adaptation.slots)),
+        "trained_parameters": adaptation.trained_parameters,
+        "steps": adaptation.steps,
+        "seed": request.seed,
+    }
+
+
+def page(document: Document, adaptation: Adaptation, request: AdaptRequest) -> Document:
+    """Return what the report needs beyond the result document."""
+    told = ("model", "grid", "gsd", "tile_px", "steps", "seed", "trained_parameters", "seconds")
+    kinds, scores = list(Kind), adaptation.scores.normalised
+    places = sorted(scores, key=lambda slot: (kinds.index(slot.kind), slot.layer))
+    return document | {
+        "scores": {str(slot): scores[slot] for slot in places},
+        "curves": {"loss": adaptation.losses},
+        "provenance": {"earthgate": __version__} | {key: document[key] for key in told},
+        "command": request.command,
+    }

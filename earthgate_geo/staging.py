@@ -1,0 +1,48 @@
+"""All outputs of a job appear together at its end, or none does."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from earthgate_geo.errors import OutputError, StorageError
+from earthgate_geo.raster.destination import Destination, publish
+
+
+@contextmanager
+def staged(
+    outputs: Mapping[str, Path], *, overwrite: bool, inputs: Sequence[str]
+) -> Iterator[dict[str, Path]]:
+    """Give each output, by role, a hidden path to be built at; name them all on success.
+
+    Outputs stay locked against another run all the while. Outputs of one folder are built in one
+    folder, under their own names, so that companions find each other.
+
+    Raises:
+        OutputError: An output exists, cannot be written, or is being written.
+        StorageError: The disk refuses.
+    """
+    with ExitStack() as stack:
+        built: dict[str, Path] = {}
+        rooms: dict[Path, Path] = {}
+        for role, path in outputs.items():
+            place = Destination(path, overwrite=overwrite, inputs=inputs)
+            stack.enter_context(place)
+            built[role] = rooms.setdefault(path.parent, place.scratch) / path.name
+        try:
+            yield built
+        except (OutputError, StorageError) as error:
+            files = {built[role]: path for role, path in outputs.items()}
+            folders = {room: folder for folder, room in rooms.items()}
+            raise _renamed(error, files | folders) from error
+        for role, path in outputs.items():
+            publish(built[role], path)
+
+
+def _renamed(
+    error: OutputError | StorageError, asked: Mapping[Path, Path]
+) -> OutputError | StorageError:
+    """Say it with the paths that the user gave; files come before the folders they are in."""
+    facts = {"found": error.found, "expected": error.expected, "fix": error.fix}
+    for hidden, path in asked.items():
+        facts = {key: text.replace(str(hidden), str(path)) for key, text in facts.items()}
+    return type(error)(**facts)

@@ -1,0 +1,210 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import rasterio
+from workplace import files
+
+from earthgate_cli.main import main
+
+MAP = ["map", "--src", "scene.tif", "--dst", "map.tif", "--model", "closed.safetensors"]
+ADAPT = ["adapt", *MAP[1:], "--steps", "1"]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must succeed and return its stdout."""
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    assert (code, captured.err) == (0, "")
+    return captured.out
+
+
+def test_map_says_what_it_mapped_and_wrote(place, capsys) -> None:
+    lines = printed(capsys, *MAP, "--vector", "map.gpkg", "--confidence", "--probs").splitlines()
+
+    assert lines[0].startswith("mapped 16 tiles of 64 px every 48 px at 0.5 m; ")
+    assert lines[1] == "  building         100.0%        0.92 ha"
+    assert lines[-4:] == [
+        "wrote map.tif",
+        "wrote map.gpkg",
+        "wrote map_conf.tif",
+        "wrote map_probs.tif",
+    ]
+
+
+def test_map_prints_its_document_as_json_and_nothing_else(place, capsys) -> None:
+    document = json.loads(printed(capsys, *MAP, "--json"))
+
+    assert document["tiles"] == 16
+    assert document["outputs"] == {"map": "map.tif"}
+
+
+def test_quiet_maps_and_says_nothing(place, capsys) -> None:
+    assert printed(capsys, *MAP, "-q") == ""
+    assert Path("map.tif").is_file()
+
+
+def test_map_follows_the_progress_protocol(place, capsys) -> None:
+    assert main([*MAP, "--vector", "map.gpkg", "--progress", "json"]) == 0
+
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    kinds = {event["event"] for event in events}
+    stages = list(dict.fromkeys(e["stage"] for e in events if e["event"] == "progress"))
+    assert kinds == {"progress", "result"}
+    assert stages == ["map", "finish", "vectorize"]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["tiles"] == 16
+    for stage in stages:
+        last = [e for e in events if e.get("stage") == stage][-1]
+        assert last["done"] == last["total"] > 0
+
+
+def test_creation_options_reach_the_file(place, capsys) -> None:
+    printed(capsys, *MAP, "--co", "COMPRESS=LZW", "--co", "blocksize=128")
+
+    with rasterio.open("map.tif") as found:
+        assert (found.compression.name, found.block_shapes[0]) == ("lzw", (128, 128))
+
+
+def test_adapt_names_the_decision_first(place, capsys) -> None:
+    lines = printed(capsys, *ADAPT, "--vector", "map.gpkg", "--report", "r.html").splitlines()
+
+    assert lines[0] == (
+        "Gate closed, the source model is kept: the adapted model agrees hardly more with itself "
+        "than the source model."
+    )
+    assert lines[-4:] == [
+        "wrote map.tif",
+        "wrote map.gpkg",
+        "wrote scene.adapter.safetensors",
+        "wrote r.html",
+    ]
+
+
+def test_adapt_writes_its_adapter_beside_the_map(place, capsys) -> None:
+    Path("out").mkdir()
+
+    document = json.loads(printed(capsys, *ADAPT, "--dst", "out/map.tif", "--json"))
+
+    assert document["outputs"]["adapter"] == str(Path("out/scene.adapter.safetensors"))
+    assert Path("out/scene.adapter.safetensors").is_file()
+
+
+def test_a_dry_run_tells_the_plan_and_touches_nothing(place, capsys) -> None:
+    before = files(place)
+
+    lines = printed(capsys, *ADAPT, "--vector", "map.gpkg", "--dry-run").splitlines()
+
+    assert files(place) == before
+    assert [line.split()[0] for line in lines] == [
+        *("scene", "model", "tiles", "memory", "disk", "time", "outputs")
+    ]
+    assert lines[0] == "scene    scene: 192 x 192 px, 0.5 x 0.5 m, EPSG:32633"
+    assert lines[2] == "tiles    16 tiles of 64 px every 48 px at 0.5 m"
+    assert lines[-1] == "outputs  map.tif, map.gpkg, scene.adapter.safetensors"
+
+
+def test_vectorize_and_evaluate_take_the_map(place, capsys) -> None:
+    printed(capsys, *MAP)
+
+    assert printed(capsys, "vectorize", "--map", "map.tif", "--dst", "v.gpkg") == (
+        "1 polygon\nwrote v.gpkg\n"
+    )
+    lines = printed(capsys, "evaluate", "--map", "map.tif", "--labels", "truth.tif").splitlines()
+    assert lines[1] == "building           50.0%   66.7%       18432       36864"
+    assert lines[-1] == "accuracy 50.0% of 36864 known pixels"
+
+
+def test_evaluate_takes_the_options_of_labels(place, capsys) -> None:
+    printed(capsys, *MAP)
+
+    document = json.loads(
+        printed(
+            capsys,
+            *("evaluate", "--map", "map.tif", "--labels", "truth.tif"),
+            *("--label-map", "4=other,0=building", "--json"),
+        )
+    )
+
+    assert document["on_other"] == [18432, 0, 0, 0, 0]
+    assert document["accuracy"] == 0.5
+
+
+def test_info_says_what_a_file_is(place, capsys) -> None:
+    printed(capsys, *ADAPT)
+
+    wanted = {
+        "scene.tif": "scene",
+        "map.tif": "map",
+        "closed.safetensors": "model",
+        "scene.adapter.safetensors": "adapter",
+    }
+    found = {name: json.loads(printed(capsys, "info", name, "--json")) for name in wanted}
+
+    assert {name: document["what"] for name, document in found.items()} == wanted
+    assert found["map.tif"]["model"].startswith("closed sha256:")
+    assert found["scene.adapter.safetensors"]["decision"] == "gate-closed"
+    assert found["closed.safetensors"]["classes"][0] == "building"
+    lines = printed(capsys, "info", "scene.tif").splitlines()
+    assert lines[0].split() == ["what", "scene"]
+
+
+def test_models_lists_the_model_folder_without_adapters(place, capsys) -> None:
+    printed(capsys, *ADAPT)
+    Path("models").mkdir()
+    shutil.copy("closed.safetensors", "models")
+    shutil.copy("scene.adapter.safetensors", "models")
+    Path("models/broken.safetensors").write_bytes(b"x" * 99)
+
+    document = json.loads(printed(capsys, "models", "--json"))
+    lines = printed(capsys, "models").splitlines()
+
+    entry = document["models"][-1]
+    assert set(entry) == {"name", "file", "classes", "gsd", "licence", "digest"}
+    assert (entry["name"], entry["licence"], entry["gsd"]) == ("closed", "CC0", [0.1, 0.6])
+    assert len(document["unreadable"]) == 1
+    assert lines[-1].startswith(f"unreadable: {place / 'models' / 'broken.safetensors'} cannot be")
+
+
+def test_a_model_of_the_model_folder_has_a_name(place, capsys) -> None:
+    Path("models").mkdir()
+    shutil.move("closed.safetensors", "models/mine.safetensors")
+
+    document = json.loads(printed(capsys, *MAP, "--model", "mine", "--json"))
+
+    assert document["model"]["name"] == "closed"
+    assert json.loads(printed(capsys, "info", "mine", "--json"))["what"] == "model"
+
+
+def test_an_adapter_maps_with_its_base_from_its_own_folder(place, capsys) -> None:
+    printed(capsys, *ADAPT)
+
+    document = json.loads(
+        printed(
+            capsys,
+            *("map", "--src", "scene.tif", "--dst", "again.tif", "--json"),
+            *("--model", "scene.adapter.safetensors"),
+        )
+    )
+
+    assert document["model"]["adapter"]
+    assert Path("again.tif").read_bytes() == Path("map.tif").read_bytes()
+
+
+def test_doctor_ends_with_1_where_something_is_broken(place, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(place / "gone"))
+
+    code = main(["doctor"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 1
+    assert lines[-2].startswith("FAIL  temporary folder  FileNotFoundError: ")
+    assert lines[-1] == "      fix: set TMPDIR (TEMP on Windows) to a writable folder with room"
+
+
+def test_doctor_prints_its_document_as_json(place, capsys) -> None:
+    main(["doctor", "--json"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert {"healthy", "version", "python", "platform", "checks"} == set(document)

@@ -1,0 +1,55 @@
+import json
+import os
+import signal
+import sys
+
+import pytest
+from workplace import files
+
+ENGINE = "import sys; from earthgate_cli.main import main; sys.exit(main(sys.argv[1:]))"
+ADAPT = [
+    *("adapt", "--src", "scene.tif", "--dst", "map.tif", "--model", "closed.safetensors"),
+    *("--vector", "map.gpkg", "--steps", "100000", "--progress", "json"),
+]
+
+
+def begun(child, stage: str) -> None:
+    """Wait until the engine is in a stage and has locked its outputs."""
+    for line in child.stderr:
+        if json.loads(line).get("stage") == stage:
+            return
+    pytest.fail(f"the engine never came to the stage {stage}")
+
+
+def assert_it_ended_well(child, place, before) -> None:
+    errors = child.stderr.read().splitlines()
+    assert child.wait(timeout=60) == 130
+    assert json.loads(errors[-1]) == {
+        "event": "error",
+        "code": 130,
+        "message": "interrupted. Run the same command again to start over.",
+    }
+    assert files(place) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
+def test_ctrl_c_ends_the_engine_and_leaves_nothing(place, start) -> None:
+    before = files(place)
+    child = start(ENGINE, *ADAPT)
+    begun(child, "adapt")
+    assert (place / ".map.tif.earthgate").is_dir()
+
+    os.kill(child.pid, signal.SIGINT)
+
+    assert_it_ended_well(child, place, before)
+
+
+def test_a_closed_stdin_ends_the_engine_and_leaves_nothing(place, start) -> None:
+    before = files(place)
+    child = start(ENGINE, *ADAPT, "--watch-stdin")
+    begun(child, "adapt")
+
+    child.stdin.close()
+
+    assert_it_ended_well(child, place, before)
+    child.stdin = None

@@ -1,0 +1,284 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import torch
+from workplace import files
+
+import earthgate_geo
+from earthgate_geo.errors import CancelledError, InputError
+from earthgate_geo.model_file import load_model, read_header
+from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest, VectorizeRequest
+
+SILENT = SilentMonitor()
+CLOSED = AdaptRequest(src="scene.tif", model="closed.safetensors", steps=1, dst=Path("map.tif"))
+OPEN = replace(CLOSED, model="open.safetensors", labels="truth.tif", steps=30)
+
+
+class StopAt(SilentMonitor):
+    """Interrupts at the first, or at a later, word of a stage."""
+
+    def __init__(self, stage: str, *, begun: bool, error: type[BaseException]) -> None:
+        self._wanted, self._begun, self._error = stage, begun, error
+        self._stage = ""
+
+    def stage(self, name: str, total: int) -> None:
+        self._stage = name
+        if name == self._wanted and not self._begun:
+            raise self._error
+
+    def update(self, done: int) -> None:
+        if self._stage == self._wanted and done:
+            raise self._error
+
+
+def test_a_map_lies_on_the_grid_of_its_scene_and_says_where_it_comes_from(place) -> None:
+    document = earthgate_geo.run_map(
+        MapRequest(src="scene.tif", dst=Path("map.tif"), model="open.safetensors"), SILENT
+    )
+
+    model = load_model("open.safetensors")
+    with rasterio.open("map.tif") as found, rasterio.open("scene.tif") as scene:
+        assert (found.shape, found.transform, found.crs) == (
+            scene.shape,
+            scene.transform,
+            scene.crs,
+        )
+        tags = found.tags()
+    assert tags["EARTHGATE_MODEL"] == f"open sha256:{model.digest}"
+    assert tags["EARTHGATE_VERSION"] == earthgate_geo.__version__
+    assert "EARTHGATE_ADAPTER" not in tags
+    assert json.loads(tags["EARTHGATE_OPTIONS"]) == {
+        "bands": [1, 2, 3],
+        "batch": 4,
+        "network_px": [64, 64],
+        "nodata": None,
+        "runtime": "torch",
+        "stride_px": [48, 48],
+        "tile_px": [64, 64],
+    }
+    assert set(json.loads(tags["EARTHGATE_RADIOMETRY"])) == {"low", "high"}
+    assert not any(str(place) in text for text in tags.values())
+    assert document["outputs"] == {"map": "map.tif"}
+
+
+def test_the_document_of_a_map_keeps_its_contract(place) -> None:
+    request = MapRequest(
+        src="scene.tif",
+        dst=Path("map.tif"),
+        model="open.safetensors",
+        vector=Path("map.gpkg"),
+        confidence=True,
+        probs=True,
+    )
+
+    document = json.loads(json.dumps(earthgate_geo.run_map(request, SILENT)))
+
+    assert (document["tiles"], document["tile_px"], document["stride_px"]) == (16, 64, 48)
+    assert document["gsd"] == pytest.approx(0.5, rel=1e-3)
+    assert document["runtime"] == "torch"
+    assert {"total", "read", "network", "write"} <= set(document["seconds"])
+    assert [entry["value"] for entry in document["classes"]] == [0, 1, 2, 3, 4]
+    assert sum(entry["share"] for entry in document["classes"]) == pytest.approx(1)
+    hectares = sum(entry["hectares"] for entry in document["classes"])
+    assert hectares == pytest.approx((192 * 0.5) ** 2 / 10_000, rel=1e-3)
+    assert document["outputs"] == {
+        "map": "map.tif",
+        "vector": "map.gpkg",
+        "confidence": "map_conf.tif",
+        "probs": "map_probs.tif",
+    }
+    assert all(Path(path).is_file() for path in document["outputs"].values())
+
+
+def test_polygons_have_confidence_though_no_confidence_layer_stays(place) -> None:
+    earthgate_geo.run_map(
+        MapRequest(
+            src="scene.tif", dst=Path("m.tif"), model="open.safetensors", vector=Path("m.gpkg")
+        ),
+        SILENT,
+    )
+
+    assert geopandas.read_file("m.gpkg", layer="m")["confidence"].between(0.2, 1).all()
+    assert not Path("m_conf.tif").exists()
+
+
+def test_behind_a_closed_gate_the_map_is_the_source_models_byte_for_byte(place) -> None:
+    document = earthgate_geo.run_adapt(CLOSED, SILENT)
+    earthgate_geo.run_map(
+        MapRequest(src="scene.tif", dst=Path("source.tif"), model="closed.safetensors"), SILENT
+    )
+
+    header = read_header("scene.adapter.safetensors")
+    assert document["decision"] == "gate-closed"
+    assert document["sentence"] == (
+        "Gate closed, the source model is kept: the adapted model agrees hardly more with itself "
+        "than the source model."
+    )
+    assert header["record"]["slots"] == []
+    assert header["base"]["digest"] == load_model("closed.safetensors").digest
+    assert Path("map.tif").read_bytes() == Path("source.tif").read_bytes()
+
+
+def test_labels_open_the_gate_and_the_adapter_file_maps_the_same(place) -> None:
+    document = earthgate_geo.run_adapt(OPEN, SILENT)
+    again = MapRequest(src="scene.tif", dst=Path("2.tif"), model="scene.adapter.safetensors")
+    earthgate_geo.run_map(again, SILENT)
+
+    assert document["decision"] == "adapted"
+    assert document["sentence"].startswith(
+        "Adapted: on labels kept out of training the mean IoU rose from "
+    )
+    assert document["slots"]
+    assert document["trained_parameters"] > 0
+    assert (document["steps"], document["seed"]) == (30, 0)
+    assert document["seconds"]["total"] > document["seconds"]["adapt"] > 0
+    assert Path("map.tif").read_bytes() == Path("2.tif").read_bytes()
+    with rasterio.open("map.tif") as found:
+        assert found.tags()["EARTHGATE_ADAPTER"] == f"sha256:{document['model']['adapter']}"
+
+
+def test_the_same_steps_and_seed_give_the_same_files(place) -> None:
+    earthgate_geo.run_adapt(replace(OPEN, steps=3), SILENT)
+    once = [Path(name).read_bytes() for name in ("map.tif", "scene.adapter.safetensors")]
+    earthgate_geo.run_adapt(replace(OPEN, steps=3, overwrite=True), SILENT)
+
+    assert once == [Path(name).read_bytes() for name in ("map.tif", "scene.adapter.safetensors")]
+
+
+def test_without_a_destination_only_the_adapter_file_is_written(place) -> None:
+    before = files(place)
+
+    document = earthgate_geo.run_adapt(replace(CLOSED, dst=None), SILENT)
+
+    assert files(place) - before == {"scene.adapter.safetensors"}
+    assert document["outputs"] == {"adapter": "scene.adapter.safetensors"}
+    assert "tiles" not in document
+
+
+def test_the_report_shows_the_decision_and_the_command(place) -> None:
+    request = replace(OPEN, report=Path("r.html"), command="earthgate adapt --src <scene>")
+
+    document = earthgate_geo.run_adapt(request, SILENT)
+
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert document["sentence"] in page
+    assert "earthgate adapt --src &lt;scene&gt;" in page
+    assert page.count("data:image/png;base64,") == 3
+
+
+@pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt])
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("stage", ["map", "finish", "vectorize"])
+def test_a_stop_in_any_stage_of_a_map_leaves_nothing_behind(place, stage, begun, error) -> None:
+    request = MapRequest(
+        src="scene.tif",
+        dst=Path("map.tif"),
+        model="closed.safetensors",
+        vector=Path("map.gpkg"),
+        probs=True,
+    )
+    before = files(place)
+
+    with pytest.raises(error):
+        earthgate_geo.run_map(request, StopAt(stage, begun=begun, error=error))
+
+    assert files(place) == before
+
+
+@pytest.mark.parametrize("stage", ["adapt", "map", "finish", "vectorize"])
+def test_a_stop_in_any_stage_of_an_adaptation_leaves_nothing_behind(place, stage) -> None:
+    request = replace(CLOSED, vector=Path("map.gpkg"), report=Path("r.html"))
+    before = files(place)
+
+    with pytest.raises(KeyboardInterrupt):
+        earthgate_geo.run_adapt(request, StopAt(stage, begun=True, error=KeyboardInterrupt))
+
+    assert files(place) == before
+
+
+def test_a_stop_leaves_the_older_outputs_as_they_were(place) -> None:
+    for name in ("map.tif", "map.qml", "map.gpkg", "scene.adapter.safetensors"):
+        Path(name).write_text("old", encoding="utf-8")
+    request = replace(CLOSED, vector=Path("map.gpkg"), overwrite=True)
+
+    with pytest.raises(CancelledError):
+        earthgate_geo.run_adapt(request, StopAt("vectorize", begun=True, error=CancelledError))
+
+    for name in ("map.tif", "map.qml", "map.gpkg", "scene.adapter.safetensors"):
+        assert Path(name).read_text(encoding="utf-8") == "old"
+
+
+def test_an_adapter_is_not_adapted_again(place) -> None:
+    earthgate_geo.run_adapt(replace(CLOSED, dst=None), SILENT)
+
+    with pytest.raises(InputError) as refusal:
+        earthgate_geo.run_adapt(
+            replace(CLOSED, model="scene.adapter.safetensors", out=Path("b.safetensors")), SILENT
+        )
+    assert str(refusal.value) == (
+        "scene.adapter.safetensors is an adapter, made for scene; expected a model. Adapt its "
+        "base closed, or map with the adapter: earthgate map --model."
+    )
+
+
+def test_a_plan_counts_the_tiles_of_the_run_and_writes_nothing(place) -> None:
+    request = MapRequest(src="scene.tif", dst=Path("map.tif"), model="open.safetensors")
+    before = files(place)
+
+    planned = earthgate_geo.plan(request, SILENT)
+
+    assert files(place) == before
+    done = earthgate_geo.run_map(request, SILENT)
+    same = ("scene", "grid", "model", "tiles", "tile_px", "stride_px", "gsd", "outputs")
+    assert {key: planned[key] for key in same} == {key: done[key] for key in same}
+    assert planned["disk_mb"] < planned["disk_free_mb"]
+    assert planned["seconds"] > 0
+
+
+def test_a_plan_of_an_adaptation_counts_the_training(place) -> None:
+    assert earthgate_geo.plan(replace(CLOSED, dst=None, steps=160), SILENT)["seconds"] == 180
+    capped = replace(CLOSED, dst=None, steps=None, minutes=0.5)
+    assert earthgate_geo.plan(capped, SILENT)["seconds"] == 30
+
+
+def test_evaluation_agrees_with_counting(place) -> None:
+    earthgate_geo.run_map(
+        MapRequest(src="scene.tif", dst=Path("map.tif"), model="closed.safetensors"), SILENT
+    )
+
+    document = earthgate_geo.run_evaluate(EvaluateRequest(map="map.tif", labels="truth.tif"))
+
+    building, *_, water = document["classes"]
+    assert document["pixels"] == 192 * 192
+    assert document["accuracy"] == pytest.approx(0.5)
+    assert (building["iou"], water["iou"]) == (pytest.approx(0.5), 0.0)
+
+
+def test_vectorize_is_the_vector_of_the_map(place) -> None:
+    request = MapRequest(
+        src="scene.tif", dst=Path("m.tif"), model="open.safetensors", vector=Path("1.gpkg")
+    )
+    mapped = earthgate_geo.run_map(request, SILENT)
+
+    document = earthgate_geo.run_vectorize(
+        VectorizeRequest(map="m.tif", dst=Path("2.gpkg")), SILENT
+    )
+
+    assert document["polygons"] == mapped["polygons"]
+    assert document["outputs"] == {"vector": "2.gpkg"}
+
+
+def test_the_public_network_maps_images_to_logits(place) -> None:
+    network = earthgate_geo.load_model("open.safetensors")
+
+    with torch.inference_mode():
+        logits = network(torch.rand(2, 3, 40, 56))
+
+    assert logits.shape == (2, 5, 40, 56)
+    assert np.isfinite(logits.numpy()).all()

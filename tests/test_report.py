@@ -1,0 +1,163 @@
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import decode_png
+
+from earthgate_geo.errors import StorageError
+from earthgate_geo.report import decision_sentence, render, write_report
+
+SEEN = {
+    "agreement": 0.83,
+    "confidence": 0.7,
+    "replay_miou": 0.8,
+    "label_miou": None,
+    "shares": (0.25, 0.75),
+}
+EVIDENCE = {"source": SEEN, "adapted": SEEN | {"agreement": 0.91}, "against": []}
+NASTY = "<script>alert('&')</script>"
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    wanted = {
+        "scene": "town",
+        "decision": "adapted",
+        "sentence": "It helps.",
+        "evidence": EVIDENCE,
+        "classes": [
+            {"name": "building", "color": "#ff0000", "share": 0.25, "hectares": 1234.5},
+            {"name": "water", "color": "#0000ff", "share": 0.75, "hectares": 3.0},
+        ],
+        "scores": {"0.spatial": 0.75, "1.spatial": 0.25, "0.semantic": 0.0},
+        "slots": ["0.spatial"],
+        "curves": {"loss": [2.0, 1.0, 0.5]},
+        "provenance": {"steps": 3},
+        "command": "earthgate adapt --src town.tif",
+    }
+    return wanted | changes
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects what they refer to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else() -> None:
+    pictures = {"before": np.zeros((4, 5, 3), np.uint8)}
+
+    page = Page(text := render(document(), pictures))
+
+    assert page.open == []
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert "url(" not in text
+    assert "http" not in text
+
+
+def test_pictures_come_back_pixel_for_pixel() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+
+    (coded,) = re.findall(r"base64,([^\"]+)", render(document(), {"the scene": pixels}))
+
+    with pytest.warns(DeprecationWarning, match="TorchVision"):
+        decoded = decode_png(torch.frombuffer(bytearray(b64decode(coded)), dtype=torch.uint8))
+    assert np.array_equal(decoded.permute(1, 2, 0).numpy(), pixels)
+
+
+def test_everything_from_outside_is_escaped() -> None:
+    classes = [{"name": NASTY, "color": NASTY, "share": 0.5, "hectares": 1.0}] * 2
+    nasty = document(
+        scene=NASTY,
+        sentence=NASTY,
+        classes=classes,
+        curves={NASTY: [1.0, 2.0]},
+        provenance={NASTY: {NASTY: NASTY}},
+        command=NASTY,
+    )
+
+    text = render(nasty, {NASTY: np.zeros((1, 1, 3), np.uint8)})
+
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_gate_frames_the_chosen_slots_and_shows_every_score() -> None:
+    text = render(document(), {})
+
+    assert '<td class="open" style="background:rgb(var(--accent) / 70%)">0.75</td>' in text
+    assert text.count('<td class="open"') == 1
+    assert '<td style="background:rgb(var(--accent) / 23%)">0.25</td>' in text
+    assert "<tr><th>semantic</th>" in text
+
+
+def test_classes_have_shares_and_hectares() -> None:
+    text = render(document(), {})
+
+    assert '<td class="number">25.0%</td><td class="number">1,234.50 ha</td>' in text
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    bare = document(
+        classes=[{"name": "building", "color": "#ff0000"}, {"name": "water", "color": "#0000ff"}],
+        scores={},
+        curves={"loss": [1.0], "broken": [float("nan"), float("nan")]},
+    )
+
+    text = render(bare, {})
+
+    titles = re.findall(r"<h2>([^<]+)</h2>", text)
+    assert titles == ["Evidence", "Provenance", "Command"]
+    assert "on labels kept out" not in text
+
+
+def test_the_sentences_name_the_decision_and_its_evidence() -> None:
+    labelled = {
+        "source": {"label_miou": 0.41},
+        "adapted": {"label_miou": 0.553},
+        "against": [],
+        "labels_held_back": True,
+    }
+    closed = EVIDENCE | {"against": ["the class shares moved too far", "it rained"]}
+
+    assert decision_sentence("adapted", EVIDENCE) == (
+        "Adapted: turned and in other light, tiles of the scene now keep the class of 91.0% of "
+        "their pixels; with the source model it was 83.0%."
+    )
+    assert decision_sentence("adapted", labelled) == (
+        "Adapted: on labels kept out of training the mean IoU rose from 41.0% to 55.3%."
+    )
+    assert decision_sentence("gate-closed", closed) == (
+        "Gate closed, the source model is kept: the class shares moved too far and it rained."
+    )
+
+
+def test_a_report_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "r.html"
+
+    with pytest.raises(StorageError) as refusal:
+        write_report(path, document(), {})
+
+    assert str(refusal.value) == (
+        f"{path} could not be written (No such file or directory); expected a writable folder "
+        "with room for it. Free space or choose another folder with --report."
+    )
