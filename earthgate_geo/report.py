@@ -53,7 +53,7 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85r
 
 
 _MEASURES = {
-    "label_miou": "mean IoU on labels kept out of training",
+    "label_miou": "mean IoU on the labels",
     "agreement": "pixels that keep their class when turned and in other light",
     "confidence": "mean certainty",
     "replay_miou": "mean IoU on generated tiles",

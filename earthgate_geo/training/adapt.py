@@ -194,16 +194,13 @@ def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Call
         batch = tiles.draw(options.guard_tiles)
     names = run_.model.config.classes.names
     labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
-    replay = None
-    if run_.replay is not None:
-        replay = run_.replay.draw(options.guard_tiles, np.random.default_rng(options.seed + 1))
 
     def look() -> Evidence:
         return gather(
             run_.logits_on_cpu,
             list(zip(batch.images, batch.valid, strict=True)),
             classes=names,
-            replay=replay,
+            replay=run_.held_back,
             labels=labels,
         )
 
@@ -221,9 +218,12 @@ class _Run:
         self.toolbox = attach(self.model.backbone, options.toolbox, generator=generator)
         for parameter in self.model.head.parameters():
             parameter.requires_grad_(True)
-        self.replay = (
-            ReplaySource(loaded.replay, size_px=options.tile_px) if loaded.replay else None
-        )
+        self.replay: ReplaySource | None = None
+        self.held_back: tuple[Tensor, Tensor] | None = None
+        if loaded.replay:
+            self.replay, self.held_back = ReplaySource.split(
+                loaded.replay, size_px=options.tile_px, held_back=options.guard_tiles
+            )
         self.rng = np.random.default_rng(options.seed)
         self.scores = Scores({})
         modules = {

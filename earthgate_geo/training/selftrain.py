@@ -132,6 +132,19 @@ class ReplaySource:
         self._labels = torch.from_numpy(replay.labels.astype(np.int64))
         self._size_px = size_px
 
+    @classmethod
+    def split(
+        cls, replay: Replay, *, size_px: int, held_back: int
+    ) -> tuple["ReplaySource", tuple[Tensor, Tensor]]:
+        """Return a source for training, and up to ``held_back`` tiles that it never draws."""
+        count = min(held_back, len(replay.images) // 4)
+        training = cls(Replay(replay.images[count:], replay.labels[count:]), size_px=size_px)
+        guard = cls(Replay(replay.images[:count], replay.labels[:count]), size_px=size_px)
+        return training, (
+            guard._fit(guard._images.float() / 255),
+            guard._fit(guard._labels.unsqueeze(1)).squeeze(1),
+        )
+
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return ``count`` images in 0..1 and their labels, repeated to fill the tile size."""
         chosen = torch.from_numpy(rng.integers(len(self._images), size=count))

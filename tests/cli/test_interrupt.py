@@ -6,7 +6,11 @@ import sys
 import pytest
 from workplace import files
 
-ENGINE = "import sys; from earthgate_cli.main import main; sys.exit(main(sys.argv[1:]))"
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+ENGINE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from earthgate_cli.main import main; sys.exit(main(sys.argv[1:]))"
+)
 ADAPT = [
     *("adapt", "--src", "scene.tif", "--dst", "map.tif", "--model", "closed.safetensors"),
     *("--vector", "map.gpkg", "--steps", "100000", "--progress", "json"),
@@ -22,8 +26,8 @@ def begun(child, stage: str) -> None:
 
 
 def assert_it_ended_well(child, place, before) -> None:
-    errors = child.stderr.read().splitlines()
-    assert child.wait(timeout=60) == 130
+    errors = child.communicate(timeout=60)[1].splitlines()
+    assert child.returncode == 130
     assert json.loads(errors[-1]) == {
         "event": "error",
         "code": 130,
@@ -50,6 +54,6 @@ def test_a_closed_stdin_ends_the_engine_and_leaves_nothing(place, start) -> None
     begun(child, "adapt")
 
     child.stdin.close()
+    child.stdin = None
 
     assert_it_ended_well(child, place, before)
-    child.stdin = None

@@ -97,6 +97,18 @@ def test_replay_tiles_fill_any_size_with_image_and_labels_in_step():
     assert torch.equal(images[..., :36, :36], images[..., 64:, 64:])
 
 
+def test_tiles_held_back_for_the_guard_are_never_drawn():
+    replay = small_replay(tiles=8)
+
+    source, (held_images, held_labels) = ReplaySource.split(replay, size_px=64, held_back=16)
+    images, _ = source.draw(200, np.random.default_rng(0))
+
+    assert held_images.shape == (2, 3, 64, 64)  # at most a quarter
+    assert torch.equal(held_labels, torch.from_numpy(replay.labels[:2].astype(np.int64)))
+    for held in held_images:
+        assert not (images == held).flatten(1).all(1).any()
+
+
 def test_variation_keeps_range_and_shape_and_repeats_with_the_seed():
     images = torch.rand(4, 3, 20, 20)
 
