@@ -65,10 +65,6 @@ class StorageError(EarthgateError, OSError):
     """Writing failed in the middle: a full disk, a quota, a lost mount."""
 
 
-class MissingDependencyError(EarthgateError, ImportError):
-    """An optional library is needed; the sentence names the extra that brings it."""
-
-
 class CancelledError(EarthgateError):
     """The user stopped the run: not a failure, but never success either."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from earthgate_geo.errors import InputError, OutputError
-from earthgate_geo.raster.cog import Destination, check_creation
+from earthgate_geo.raster.cog import check_creation
+from earthgate_geo.raster.destination import Destination
 from earthgate_geo.raster.read import Scene, SceneOptions, open_scene
 
 ENDINGS = {"vector": ".gpkg", "adapter": ".safetensors", "report": ".html"}

@@ -1,11 +1,9 @@
 """Tiles of a scene, as TorchGeo samplers."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torchgeo.datasets.utils import stack_samples
 from torchgeo.samplers import GeoSampler, RandomGeoSampler
 
 from earthgate_geo.data.scenes import SceneDataset
@@ -118,9 +116,3 @@ class ValidRandomSampler(RandomGeoSampler):
 
     def _below(self, stop: int) -> int:
         return int(torch.randint(stop, (), generator=self.generator))
-
-
-def collate(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a batch: tensors stacked, everything else in lists."""
-    batch: dict[str, Any] = stack_samples(samples)
-    return batch

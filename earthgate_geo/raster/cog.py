@@ -22,10 +22,8 @@ from rasterio.windows import Window as RasterioWindow
 
 from earthgate_geo.errors import DataError, InputError, StorageError
 from earthgate_geo.raster.classes import NODATA, ClassTable, aux_xml, qml
-from earthgate_geo.raster.destination import Destination, publish, sidecars, storage_error
+from earthgate_geo.raster.destination import publish, sidecars, storage_error
 from earthgate_geo.raster.grid import Grid
-
-__all__ = ["Destination", "Layer", "LayerWriter", "check_creation"]
 
 CLASSES_TAG = "EARTHGATE_CLASSES"
 """Dataset tag that holds the class table of a map."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +38,6 @@ class Slot:
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a slot from its string.
-
-        Raises:
-            InputError: ``text`` is not a layer and a kind.
-        """
-        layer, _, kind = text.partition(".")
-        if not layer.isdecimal() or kind not in set(Kind):
-            raise InputError(found=f"a slot {text!r}", expected="a layer and a kind: 3.spatial")
-        return cls(int(layer), Kind(kind))
 
 
 @runtime_checkable

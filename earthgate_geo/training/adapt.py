@@ -137,8 +137,9 @@ def adapt_scene(
 
     Source:
         CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
-        (mixing). Ours: scores from pseudo-labels from the first step on, certainty weights,
-        replay in place of source data, and the guard.
+        (mixing); ReMixMatch, arXiv:1911.09785 (class shares). Ours: scores from pseudo-labels
+        from the first step on, certainty weights, shares held to the source model's, replay in
+        place of source data, and the guard.
 
     Args:
         loaded: The source model, not an adapter; it is copied, not changed.

@@ -1,7 +1,7 @@
 """Training of a source model from one packed array file: plain torch, no rasters."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,3 @@ def _choose_bands(bands: Tensor, rng: np.random.Generator) -> Tensor:
     if draw > 0.97:
         return bands[torch.from_numpy(rng.permutation(3))]
     return bands
-
-
-@torch.inference_mode()
-def predict_tiles(
-    model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], *, batch: int = 16
-) -> NDArray[np.uint8]:
-    """Return the classes (tile, row, col) of tiles (tile, band, row, col) in 0..255."""
-    found = [
-        model(torch.from_numpy(images[i : i + batch]).float() / 255).argmax(1).byte().numpy()
-        for i in range(0, len(images), batch)
-    ]
-    return np.concatenate(found)

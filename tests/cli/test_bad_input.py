@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from workplace import files
 
 from earthgate_cli.main import main
-from earthgate_geo.raster.cog import Destination
+from earthgate_geo.raster.destination import Destination
 
 MODEL = ["--model", "open.safetensors"]
 MAP = ["map", "--src", "scene.tif", "--dst", "map.tif", *MODEL]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rasters import ROTATED, RasterSpec, write_raster
 from torchgeo.samplers import GeoSampler, RandomGeoSampler
 
-from earthgate_geo.data.sampling import TopDownSampler, ValidRandomSampler, collate
+from earthgate_geo.data.sampling import TopDownSampler, ValidRandomSampler
 from earthgate_geo.data.scenes import SceneDataset
 from earthgate_geo.errors import EmptySceneError, InputError
 from earthgate_geo.raster.grid import Size, Tiling, Window
@@ -208,12 +208,3 @@ def test_random_tiles_of_an_empty_scene_are_refused(tmp_path):
         f"{tmp_path / 'scene.tif'} shows no valid pixel in its overview; expected a scene with "
         "pixels to learn from."
     )
-
-
-def test_a_batch_stacks_tensors_and_lists_the_rest():
-    samples = [{"image": torch.full((1, 2, 2), n), "window": n} for n in range(3)]
-
-    batch = collate(samples)
-
-    assert batch["image"].shape == (3, 1, 2, 2)
-    assert batch["window"] == [0, 1, 2]

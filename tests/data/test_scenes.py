@@ -13,9 +13,10 @@ from rasterio.windows import Window as RasterioWindow
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, RasterSpec, write_raster
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
+from torchgeo.datasets.utils import stack_samples
 
 from earthgate_geo.data.labels import LabelOptions, open_labels
-from earthgate_geo.data.sampling import TopDownSampler, collate
+from earthgate_geo.data.sampling import TopDownSampler
 from earthgate_geo.data.scenes import NetworkInput, SceneDataset, TilePlan, plan_tiles
 from earthgate_geo.errors import DataError, InputError
 from earthgate_geo.raster.classes import ClassTable, LandClass
@@ -334,7 +335,7 @@ def test_a_loader_delivers_batches(tmp_path):
     dataset = dataset_of(tmp_path / "scene.tif")
     sampler = TopDownSampler(dataset, Size(32, 32), Size(32, 32))
 
-    batches = list(DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=collate))
+    batches = list(DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=stack_samples))
 
     assert [len(batch["image"]) for batch in batches] == [4, 2]
     assert batches[0]["image"].shape == (4, 3, 32, 32)
