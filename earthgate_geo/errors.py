@@ -70,8 +70,12 @@ class CancelledError(EarthgateError):
 
     exit_code = 130
 
-    def __init__(self) -> None:
-        super().__init__(found="interrupted", fix="Run the same command again to start over")
+    def __init__(self, *, fix: str = "Run the same command again to start over") -> None:
+        super().__init__(found="interrupted", fix=fix)
+
+
+class MissingDependencyError(EarthgateError, ImportError):
+    """An optional library that is not installed; the sentence names the extra that brings it."""
 
 
 class EarthgateWarning(UserWarning):

@@ -49,25 +49,59 @@ def fisher_scores(toolbox: Toolbox, losses: Iterable[Callable[[], Tensor]]) -> S
         InputError: There are no losses.
         EarthgateError: A gradient is not finite.
     """
-    owners = [(slot, p) for slot in toolbox.slots for p in toolbox.parameters(slot).values()]
-    raw = dict.fromkeys(toolbox.slots, 0.0)
+    return _scores(toolbox, _means(toolbox, losses, of=_squared_norm))
+
+
+def gradient_norm_scores(toolbox: Toolbox, losses: Iterable[Callable[[], Tensor]]) -> Scores:
+    """Score every module by the square of its mean gradient: a control for Fisher information.
+
+    Gradients of images that disagree cancel here, and add up in ``fisher_scores``.
+
+    Args:
+        toolbox: Attached to the model behind ``losses``.
+        losses: Each computes the loss of one single image.
+
+    Raises:
+        InputError: There are no losses.
+        EarthgateError: A gradient is not finite.
+    """
+    means = _means(toolbox, losses, of=Tensor.float)
+    return _scores(toolbox, [_squared_norm(gradient) for gradient in means])
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
+    norm: Tensor = gradient.float().norm()
+    return norm.double().square()
+
+
+def _means(
+    toolbox: Toolbox, losses: Iterable[Callable[[], Tensor]], *, of: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return the mean over images ``of`` the gradient by every parameter, slot by slot."""
+    owned = [p for slot in toolbox.slots for p in toolbox.parameters(slot).values()]
+    totals: list[Tensor] = []
     images = 0
     with toolbox.all_open():
         for loss in losses:
-            gradients = torch.autograd.grad(
-                loss(), [parameter for _, parameter in owners], materialize_grads=True
-            )
-            norms = torch.stack([gradient.float().norm() for gradient in gradients]).tolist()
-            for (slot, _), norm in zip(owners, norms, strict=True):
-                raw[slot] += norm**2
+            terms = map(of, torch.autograd.grad(loss(), owned, materialize_grads=True))
+            totals = [a + b for a, b in zip(totals, terms, strict=True)] if totals else [*terms]
             images += 1
     if not images:
         raise InputError(found="no images to score the modules with", expected="at least one")
+    return [total / images for total in totals]
+
+
+def _scores(toolbox: Toolbox, squares: Iterable[Tensor]) -> Scores:
+    """Add up what each parameter contributes to its module."""
+    raw = dict.fromkeys(toolbox.slots, 0.0)
+    owners = [slot for slot in toolbox.slots for _ in toolbox.parameters(slot)]
+    for slot, square in zip(owners, torch.stack([*squares]).tolist(), strict=True):
+        raw[slot] += square
     if not all(math.isfinite(score) for score in raw.values()):
         raise EarthgateError(
             found="a loss whose gradient is not finite", fix="Check the scene for extreme values"
         )
-    return Scores({slot: score / images for slot, score in raw.items()})
+    return Scores(raw)
 
 
 def choose(scores: Scores, k: int) -> tuple[Slot, ...]:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from earthgate_geo.errors import EarthgateError, InputError
-from earthgate_geo.gate import Scores, choose, default_k, fisher_scores
-from earthgate_geo.toolbox.base import Kind, Slot, Toolbox
+from earthgate_geo.gate import Scores, choose, default_k, fisher_scores, gradient_norm_scores
+from earthgate_geo.toolbox.base import GATED, Kind, Slot, Toolbox
 
 SPATIAL = Slot(0, Kind.SPATIAL)
 SEMANTIC = Slot(0, Kind.SEMANTIC)
@@ -60,6 +60,23 @@ def test_fisher_information_is_the_mean_squared_gradient_worked_by_hand(toolbox)
     )
 
 
+def test_the_gradient_norm_is_that_of_the_mean_gradient_worked_by_hand(toolbox):
+    losses = [_square_loss(toolbox, 1.0, 5.0), _square_loss(toolbox, 2.0, 10.0)]
+
+    scores = gradient_norm_scores(toolbox, losses)
+
+    a, b, c = ((4 - 4) / 2) ** 2, ((4 - 2) / 2) ** 2, ((8 - 4) / 2) ** 2  # as above, mean first
+    assert scores.raw == pytest.approx({SPATIAL: a + b, DEEPER: c})
+
+
+def test_images_that_disagree_cancel_in_the_gradient_norm_and_add_up_in_fisher(toolbox):
+    (c,) = toolbox.slots[DEEPER].numbers
+    losses = [lambda: 3 * c, lambda: -3 * c]
+
+    assert gradient_norm_scores(toolbox, losses).raw[DEEPER] == 0.0
+    assert fisher_scores(toolbox, losses).raw[DEEPER] == pytest.approx(9.0)
+
+
 def test_scoring_leaves_gates_and_gradients_as_they_were(toolbox):
     outside = nn.Parameter(torch.tensor(1.0))
     toolbox.open({DEEPER})
@@ -102,18 +119,20 @@ def test_a_kind_without_any_gradient_normalises_to_zero():
     assert scores.normalised == {SPATIAL: 0.0, DEEPER: 0.0, SEMANTIC: 1.0}
 
 
-def test_scoring_without_images_is_refused(toolbox):
+@pytest.mark.parametrize("score", [fisher_scores, gradient_norm_scores])
+def test_scoring_without_images_is_refused(score, toolbox):
     with pytest.raises(InputError) as error:
-        fisher_scores(toolbox, [])
+        score(toolbox, [])
 
     assert str(error.value) == "no images to score the modules with; expected at least one."
 
 
-def test_a_gradient_that_is_not_finite_is_refused(toolbox):
+@pytest.mark.parametrize("score", [fisher_scores, gradient_norm_scores])
+def test_a_gradient_that_is_not_finite_is_refused(score, toolbox):
     (c,) = toolbox.slots[DEEPER].numbers
 
     with pytest.raises(EarthgateError) as error:
-        fisher_scores(toolbox, [lambda: c * math.inf])
+        score(toolbox, [lambda: c * math.inf])
 
     assert str(error.value) == (
         "a loss whose gradient is not finite. Check the scene for extreme values."
@@ -122,11 +141,13 @@ def test_a_gradient_that_is_not_finite_is_refused(toolbox):
 
 
 _scores = st.lists(st.floats(0, 1e3, allow_subnormal=False), min_size=3 * 4, max_size=3 * 4).map(
-    lambda values: dict(zip((Slot(i, k) for i in range(4) for k in Kind), values, strict=True))
+    lambda values: dict(zip((Slot(i, k) for i in range(4) for k in GATED), values, strict=True))
 )
 
 
-@given(raw=_scores, kind=st.sampled_from(Kind), exponent=st.integers(-30, 30), k=st.integers(0, 12))
+@given(
+    raw=_scores, kind=st.sampled_from(GATED), exponent=st.integers(-30, 30), k=st.integers(0, 12)
+)
 def test_the_choice_does_not_depend_on_the_scale_of_one_kind(raw, kind, exponent, k):
     # Powers of two scale without rounding, so that ties stay ties.
     scaled = {
@@ -150,7 +171,7 @@ def test_the_choice_is_the_top_k_over_all_kinds(raw, k):
 
 
 def test_ties_go_in_the_order_of_the_slots_whatever_that_of_the_scores():
-    slots = [Slot(i, k) for i in range(4) for k in Kind]
+    slots = [Slot(i, k) for i in range(4) for k in GATED]
 
     forward, backward = (
         choose(Scores(dict.fromkeys(order, 1.0)), 5) for order in (slots, slots[::-1])
@@ -161,6 +182,6 @@ def test_ties_go_in_the_order_of_the_slots_whatever_that_of_the_scores():
 
 @pytest.mark.parametrize(("layers", "k"), [(12, 9), (24, 18), (8, 6)])
 def test_a_quarter_of_the_slots_opens_by_default(layers, k):
-    slots = {Slot(i, kind): _Numbers(0.0) for i in range(layers) for kind in Kind}
+    slots = {Slot(i, kind): _Numbers(0.0) for i in range(layers) for kind in GATED}
 
     assert default_k(Toolbox(slots=slots)) == k

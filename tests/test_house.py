@@ -26,6 +26,8 @@ TRESPASSES = {
     "One door to timm": ("models/heads.py", "timm"),
     "One door to TorchGeo": ("training/loop.py", "torchgeo"),
     "One door to safetensors": ("gate.py", "safetensors"),
+    "One door to transformers": ("models/segmenter.py", "transformers"),
+    "One door to Lightning": ("training/loop.py", "lightning"),
     "Rasters are opened in three places": ("toolbox/attach.py", "rasterio"),
 }
 

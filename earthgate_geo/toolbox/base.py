@@ -25,6 +25,13 @@ class Kind(StrEnum):
     FREQUENCY = "frequency"
     """The block's output: a mixture of adapters on frequency bands."""
 
+    REIN = "rein"
+    """The block's output: attention to learned tokens. A rival; the gate never chooses it."""
+
+
+GATED = (Kind.SPATIAL, Kind.SEMANTIC, Kind.FREQUENCY)
+"""The kinds among which the gate chooses."""
+
 
 @dataclass(frozen=True, order=True)
 class Slot:
@@ -38,6 +45,16 @@ class Slot:
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Slot":
+        """Read "3.spatial".
+
+        Raises:
+            ValueError: There is no such slot.
+        """
+        layer, _, kind = text.partition(".")
+        return cls(int(layer), Kind(kind))
 
 
 @runtime_checkable
@@ -64,12 +81,16 @@ class SidePath(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ToolboxConfig:
-    """Sizes of the modules.
+    """Which modules, and their sizes.
 
     Source:
         Widths of CrossEarth-Gate, arXiv:2511.20302, as reported second hand. Its ``rho`` is not
-        known; ours is the default of Earth-Adapter, arXiv:2504.06220.
+        known; ours is the default of Earth-Adapter, arXiv:2504.06220. Those of Rein are of its
+        code, arXiv:2312.04265.
     """
+
+    kinds: tuple[Kind, ...] = GATED
+    """What is put into every layer; any order and their names will do, as JSON gives them."""
 
     rank: int = 64
     """Inner width of the spatial modules."""
@@ -83,8 +104,25 @@ class ToolboxConfig:
     rho: float = 0.3
     """Side of the low band as a share of the spectrum's, in 0..1."""
 
+    rein_tokens: int = 100
+    """Learned tokens of a Rein module."""
+
+    rein_rank: int = 16
+    """Rank of the matrix of these tokens."""
+
     def __post_init__(self) -> None:
-        narrowest = min(self.rank, self.bottleneck, self.frequency_bottleneck)
+        unknown = sorted(set(self.kinds) - set(Kind))
+        if unknown or not self.kinds:
+            raise InputError(
+                found=f"modules of the kinds {list(map(str, self.kinds))}",
+                expected=f"some of {', '.join(Kind)}",
+            )
+        # In the order of Kind: a frequency module takes what the others of its block made.
+        object.__setattr__(self, "kinds", tuple(kind for kind in Kind if kind in self.kinds))
+        narrowest = min(
+            *(self.rank, self.bottleneck, self.frequency_bottleneck),
+            *(self.rein_tokens - 1, self.rein_rank),  # the first token has no value
+        )
         if narrowest < 1:
             raise InputError(found=f"a module of width {narrowest}", expected="1 or more")
         if not 0 <= self.rho <= 1:

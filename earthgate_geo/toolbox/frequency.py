@@ -1,6 +1,6 @@
 """Frequency modules: a mixture of adapters on the bands of a block's output."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class FrequencyPath(nn.Module):
         self._prefix_tokens = prefix_tokens
         self._grid = grid
         self._rho = config.rho
-        width = config.frequency_bottleneck
+        self._width = width = config.frequency_bottleneck
         self.whole = _Adapter(dim, width, generator=generator)
         self.low = _Adapter(dim, width, generator=generator)
         self.high = _Adapter(dim, width, generator=generator)
@@ -73,11 +73,35 @@ class FrequencyPath(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Map patches (batch, row, col, dim) to what is to be added, of the same shape."""
-        low, high = split_bands(patches, rho=self._rho)
-        w1, w2, w3 = self.router(patches).softmax(dim=-1).split(1, dim=-1)
-        mixture = w1 * self.whole(patches) + w2 * self.low(low) + w3 * self.high(high)
-        update: Tensor = self.scale * mixture
-        return update.to(patches.dtype)
+        return self._widen(self._mix(self._narrow(patches)))
+
+    # Splitting works along rows and columns, a projection along channels: their order does not
+    # matter. So all projections run as one product and the bands are split behind it, where the
+    # tokens are narrow; likewise the tokens are mixed before the products that widen them again.
+
+    def _narrow(self, tokens: Tensor) -> Tensor:
+        """Map (..., dim) to the projections of the three adapters and the router, no biases."""
+        layers = (self.whole.down, self.low.down, self.high.down, self.router)
+        return functional.linear(tokens, torch.cat([layer.weight for layer in layers]))
+
+    def _mix(self, narrow: Tensor) -> Tensor:
+        """Map (batch, row, col, 3 width + 3) to weighted activations and their weights."""
+        adapters = (self.whole, self.low, self.high)
+        width = self._width
+        low, high = split_bands(narrow[..., width : 3 * width], rho=self._rho)
+        bands = (narrow[..., :width], low[..., :width], high[..., width:])
+        weights = self.scale * (narrow[..., 3 * width :] + self.router.bias).softmax(dim=-1)
+        mixed = [
+            weights[..., i : i + 1] * (band + adapter.down.bias).relu()
+            for i, (band, adapter) in enumerate(zip(bands, adapters, strict=True))
+        ]
+        return torch.cat((*mixed, weights), dim=-1).to(narrow.dtype)
+
+    def _widen(self, mixed: Tensor) -> Tensor:
+        """Map (..., 3 width + 3) to (..., dim)."""
+        layers = (self.whole.up, self.low.up, self.high.up)
+        biases = torch.stack([layer.bias for layer in layers], dim=1)  # (dim, 3)
+        return functional.linear(mixed, torch.cat([*(up.weight for up in layers), biases], dim=1))
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters."""
@@ -100,20 +124,19 @@ class FrequencyPath(nn.Module):
     def _add(self, _block: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not self.used:
             return None
-        update: Tensor
         if output.ndim == 4:  # SAM keeps its tokens on the grid
-            update = self(output)
-            return output + update
-        patches = output[:, self._prefix_tokens :]
+            return output + cast("Tensor", self(output))
+        narrow = self._narrow(output)[:, self._prefix_tokens :]
         rows, cols = self._grid.rows, self._grid.cols
-        if patches.shape[1] != rows * cols:
+        if narrow.shape[1] != rows * cols:
             raise InputError(
-                found=f"{patches.shape[1]} patch tokens",
+                found=f"{narrow.shape[1]} patch tokens",
                 expected=f"{rows} x {cols}, the grid of the last image that the backbone was given",
             )
-        update = self(patches.reshape(len(output), rows, cols, -1)).flatten(1, 2)
-        # A sum keeps the memory layout, on which the bits of later convolutions depend.
-        return output + functional.pad(update, (0, 0, self._prefix_tokens, 0))
+        mixed = self._mix(narrow.reshape(len(narrow), rows, cols, -1)).flatten(1, 2)
+        # Zeros for the prefix: nothing is added there. A sum keeps the memory layout, on which the
+        # bits of later convolutions depend.
+        return output + self._widen(functional.pad(mixed, (0, 0, self._prefix_tokens, 0)))
 
 
 class _Adapter(nn.Module):
@@ -121,10 +144,6 @@ class _Adapter(nn.Module):
         super().__init__()
         self.down = drawn_linear(dim, width, generator=generator)
         self.up = silent_linear(width, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        update: Tensor = self.up(self.down(tokens).relu())
-        return update
 
 
 def split_bands(patches: Tensor, *, rho: float) -> tuple[Tensor, Tensor]:

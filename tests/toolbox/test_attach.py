@@ -1,4 +1,6 @@
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 
 from earthgate_geo.errors import InputError
 from earthgate_geo.models.backbone import BackboneConfig, build_backbone
-from earthgate_geo.toolbox.attach import attach, detach, fold
+from earthgate_geo.toolbox.attach import Settled, attach, detach, fold, restore, settle
 from earthgate_geo.toolbox.base import Kind, Slot, ToolboxConfig
 
 
@@ -75,8 +77,8 @@ def test_gradients_under_bfloat16_autocast_are_finite(backbone, small, images, d
 def test_every_kind_has_an_effect_in_every_family(kind, backbone, small, images, disturb):
     pixels = images(backbone)
     before = backbone(pixels)
-    toolbox = attach(backbone, small)
-    chosen = _of_kind(toolbox, kind)
+    toolbox = attach(backbone, replace(small, kinds=(kind,)))
+    chosen = toolbox.slots
 
     toolbox.open(chosen)
     disturb(toolbox, chosen)
@@ -220,6 +222,104 @@ def test_attaching_twice_is_refused(plain, toolbox, small):
         attach(plain, small)
 
     assert str(error.value) == "a backbone that already carries a toolbox. Detach it first."
+
+
+@pytest.mark.parametrize("kinds", [(Kind.SPATIAL,), (Kind.FREQUENCY, Kind.SEMANTIC), tuple(Kind)])
+def test_modules_of_the_wanted_kinds_are_put_into_every_layer(kinds, plain, small):
+    toolbox = attach(plain, replace(small, kinds=kinds))
+
+    assert set(toolbox.slots) == {Slot(layer, kind) for layer in range(4) for kind in kinds}
+
+
+def _trained(backbone, config, used, disturb, *, seed=0):
+    toolbox = attach(backbone, config, generator=torch.Generator().manual_seed(seed))
+    toolbox.open(used)
+    disturb(toolbox, used, by=0.05)
+    return toolbox
+
+
+MIXED = {Slot(0, Kind.SPATIAL), Slot(1, Kind.SEMANTIC), Slot(1, Kind.FREQUENCY)}
+DEEPER = {Slot(1, Kind.FREQUENCY), Slot(3, Kind.SEMANTIC)}
+
+
+@torch.no_grad()
+def test_settled_modules_stay_at_work_as_frozen_parts_of_the_network(
+    backbone, small, images, disturb
+):
+    names = list(backbone.state_dict())
+    toolbox = _trained(backbone, small, MIXED, disturb)
+    before = backbone(images(backbone))
+
+    settled = settle(toolbox, small)
+
+    assert settled == Settled(small, (Slot(1, Kind.FREQUENCY), Slot(1, Kind.SEMANTIC)))
+    assert _distance(backbone(images(backbone)), before) < 1e-5
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not toolbox.slots
+    added = {name.partition("settled.")[2] for name in backbone.state_dict() if name not in names}
+    assert {name.partition(".")[0] for name in added} == {"0"}
+    assert {name.split(".")[1] for name in added} == {"frequency", "semantic"}
+
+
+@torch.no_grad()
+def test_a_toolbox_on_settled_modules_starts_from_them_and_leaves_them(
+    backbone, small, images, disturb
+):
+    settle(_trained(backbone, small, MIXED, disturb), small)
+    before = backbone(images(backbone))
+
+    toolbox = _trained(backbone, small, DEEPER, disturb, seed=1)
+    assert _distance(backbone(images(backbone)), before) > 1e-3
+
+    detach(toolbox)
+    assert _equal(backbone(images(backbone)), before)
+
+
+@pytest.mark.parametrize("family", ["ours", "dinov3-biased", "sam"])
+@torch.no_grad()
+def test_what_was_settled_twice_is_restored_bit_for_bit(
+    family, build_small, small, images, disturb
+):
+    one, other = build_small(family), build_small(family)
+    wide, rein = replace(small, bottleneck=9), replace(small, kinds=(Kind.REIN,))
+    everywhere = {Slot(layer, Kind.REIN) for layer in range(4)}
+    settled = [
+        settle(_trained(one, wide, MIXED, disturb), wide),
+        settle(_trained(one, small, DEEPER, disturb), small),
+        settle(_trained(one, rein, everywhere, disturb), rein),
+    ]
+
+    for entry in settled:
+        restore(other, Settled.from_json(json.loads(json.dumps(entry.to_json()))))
+    other.load_state_dict(one.state_dict())
+
+    assert _equal(other(images(other)), one(images(one)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _equal(other(images(other)), one(images(one)))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_copy_of_a_network_with_settled_modules_is_independent(
+    precision, plain, small, images, disturb
+):
+    settle(_trained(plain, small, MIXED, disturb), small)
+    pixels = images(plain)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        before = plain(pixels)
+        twin = copy.deepcopy(plain)
+
+        for parameter in plain.parameters():
+            parameter.zero_()
+        assert _equal(twin(pixels), before)
+
+
+def test_restoring_beyond_the_last_layer_is_refused(plain, small):
+    with pytest.raises(InputError) as error:
+        restore(plain, Settled(small, (Slot(4, Kind.SEMANTIC),)))
+
+    assert str(error.value) == "a settled module 4.semantic; expected 4 layers."
+    assert not hasattr(plain.blocks[0], "settled")
 
 
 def test_blocks_of_another_anatomy_are_refused(plain, small):

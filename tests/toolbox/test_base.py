@@ -1,11 +1,13 @@
+import json
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from earthgate_geo.errors import InputError, ModelFileError
 from earthgate_geo.toolbox.attach import attach
-from earthgate_geo.toolbox.base import Kind, SidePath, Slot, ToolboxConfig
+from earthgate_geo.toolbox.base import GATED, Kind, SidePath, Slot, ToolboxConfig
 
 FIRST = Slot(0, Kind.SPATIAL)
 SECOND = Slot(1, Kind.SEMANTIC)
@@ -28,8 +30,19 @@ def test_a_slot_is_written_as_its_layer_and_kind():
     assert str(Slot(3, Kind.SPATIAL)) == "3.spatial"
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_a_slot_is_read_as_it_is_written(kind):
+    assert Slot.parse(str(Slot(12, kind))) == Slot(12, kind)
+
+
+@pytest.mark.parametrize("text", ["3", "spatial", "3.other", "3.spatial.q"])
+def test_text_that_is_no_slot_is_refused(text):
+    with pytest.raises(ValueError, match=r"is not a valid Kind|invalid literal"):
+        Slot.parse(text)
+
+
 def test_every_slot_of_every_layer_holds_a_side_path(toolbox):
-    assert set(toolbox.slots) == {Slot(layer, kind) for layer in range(4) for kind in Kind}
+    assert set(toolbox.slots) == {Slot(layer, kind) for layer in range(4) for kind in GATED}
     assert all(isinstance(path, SidePath) for path in toolbox.slots.values())
 
 
@@ -194,9 +207,31 @@ def test_a_state_that_does_not_fit_is_refused_whole(toolbox, disturb, change, se
     ("fields", "sentence"),
     [
         ({"rank": 0}, "a module of width 0; expected 1 or more."),
+        ({"rein_tokens": 1}, "a module of width 0; expected 1 or more."),
         ({"rho": 1.5}, "rho 1.5; expected a share in 0..1."),
+        (
+            {"kinds": ["rein", "other"]},
+            f"modules of the kinds ['rein', 'other']; expected some of {', '.join(Kind)}.",
+        ),
+        (
+            {"kinds": ()},
+            f"modules of the kinds []; expected some of {', '.join(Kind)}.",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(fields, sentence):
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         ToolboxConfig(**fields)
+
+
+def test_sizes_survive_json_and_kinds_take_their_order():
+    config = ToolboxConfig(kinds=(Kind.REIN, Kind.FREQUENCY, Kind.SPATIAL), rank=3)
+
+    read = ToolboxConfig(**json.loads(json.dumps(asdict(config))))
+
+    assert read == config
+    assert read.kinds == (Kind.SPATIAL, Kind.FREQUENCY, Kind.REIN)
+
+
+def test_sizes_without_kinds_are_those_of_the_gate():
+    assert ToolboxConfig(rank=3).kinds == GATED
