@@ -11,12 +11,13 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earthgate_geo.errors import InputError
+from earthgate_geo.errors import InputError, ModelFileError
 
 TINY = "earthgate_tiny"
 """Name of our own small transformer; any other name is timm's."""
 
 _MAP_SCALES = (4.0, 2.0, 1.0, 0.5)
+_PUBLISHED_TAPS = {24: (7, 11, 15, 23)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,9 @@ class TimmTransformer(Backbone):
     """A timm vision transformer: the plain, DINOv2, DINOv3 (EVA) and SAM families.
 
     Source:
-        Four equally spaced blocks, raw outputs resized by 4, 2, 1 and 1/2: the DINOv2 substrate
-        of Rein and Earth-Adapter (blocks 7, 11, 15, 23 of 24 there; evenly spaced here, so that
-        any depth works).
+        Raw outputs of four blocks, resized by 4, 2, 1 and 1/2: the DINOv2 substrate of Rein and
+        Earth-Adapter. Of 24 blocks they are the published 7, 11, 15 and 23; of any other number
+        they are evenly spaced.
 
     Args:
         name: timm's model name.
@@ -145,15 +146,9 @@ class TimmTransformer(Backbone):
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:5])
-            raise InputError(
-                found=f"backbone {name!r}",
-                expected="earthgate_tiny or a vision transformer that timm knows",
-                fix=f"Names like it: {close}" if close else "See timm.list_models('*vit*')",
-            )
+        _published(name)
         wanted = {"num_classes": 0, **options}
-        if name.startswith("vit_") and "dinov3" not in name:
+        if _has_plain_positions(name):
             wanted = {"dynamic_img_size": True, **wanted}
         self.vit = timm.create_model(name, pretrained=False, **wanted)
         blocks = getattr(self.vit, "blocks", None)
@@ -166,7 +161,8 @@ class TimmTransformer(Backbone):
         self.patch_px = int(self.vit.patch_embed.patch_size[0])
         self.channels = (self.dim,) * len(_MAP_SCALES)
         depth = len(blocks)
-        self._taps = [depth * (i + 1) // len(_MAP_SCALES) - 1 for i in range(len(_MAP_SCALES))]
+        evenly = tuple(depth * (i + 1) // len(_MAP_SCALES) - 1 for i in range(len(_MAP_SCALES)))
+        self._taps = _PUBLISHED_TAPS.get(depth, evenly)
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # timm's own container
@@ -176,12 +172,66 @@ class TimmTransformer(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (b, 3, h, w) to four maps at 4, 2, 1 and 1/2 times the patch grid."""
         maps = self.vit.forward_intermediates(
-            images, indices=self._taps, intermediates_only=True, norm=False
+            images, indices=list(self._taps), intermediates_only=True, norm=False
         )
         return [
             functional.interpolate(x, scale_factor=scale, mode="bilinear") if scale != 1 else x
             for x, scale in zip(maps, _MAP_SCALES, strict=True)
         ]
+
+
+def default_options(name: str, crop_px: int) -> dict[str, Any]:
+    """Return the options with which a backbone is built to be trained on crops of ``crop_px``.
+
+    A plain or DINOv2 transformer gets a position table of the crop's grid, and patches of 16
+    pixels where it is published with 14. SAM and DINOv3 take any size as they are.
+
+    Source:
+        Rein's conversion of DINOv2, which Earth-Adapter and CrossEarth share.
+    """
+    if not _has_plain_positions(name):
+        return {}
+    options = {"img_size": -(-crop_px // 16) * 16}
+    return options | ({"patch_size": 16} if "patch14" in name else {})
+
+
+def default_scaling(name: str) -> dict[str, tuple[float, ...]]:
+    """Return the ``mean`` and ``std`` of images, in 0..1, that published weights were trained on.
+
+    Raises:
+        InputError: timm has no such model.
+    """
+    if name == TINY:
+        return {}
+    published = _published(name)
+    return {"mean": tuple(published.mean), "std": tuple(published.std)}
+
+
+def pretrained_state(name: str) -> dict[str, Tensor]:
+    """Return the published weights of a timm model, by download or from the hub's cache.
+
+    Raises:
+        InputError: timm has no such model, or no weights of it are published.
+        ModelFileError: They are neither in the cache nor to be downloaded.
+    """
+    published = None if name == TINY else _published(name)
+    if published is None or not published.has_weights:
+        raise InputError(
+            found=f"no published weights of backbone {name!r}",
+            expected="a backbone whose weights timm knows",
+            fix="Give a file with --weights",
+        )
+    try:
+        vit = timm.create_model(name, pretrained=True, num_classes=0)
+    except OSError as error:
+        where = published.hf_hub_id and f"https://huggingface.co/{published.hf_hub_id}"
+        raise ModelFileError(
+            found=f"the weights of {name!r} are not in the cache and could not be downloaded",
+            expected=f"model.safetensors of {where}" if where else str(published.url),
+            fix="Download that file where there is a connection and give it with --weights",
+        ) from error
+    state: dict[str, Tensor] = vit.state_dict()
+    return state
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
@@ -199,6 +249,22 @@ def build_backbone(config: BackboneConfig) -> Backbone:
             found=f"backbone {config.name!r} with options {dict(config.options)}",
             expected="options that its constructor takes",
         ) from error
+
+
+def _published(name: str) -> Any:
+    """Return what timm knows about the published weights of a model."""
+    if not timm.is_model(name) or ("." in name and name not in timm.list_pretrained()):
+        close = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:5])
+        raise InputError(
+            found=f"backbone {name!r}",
+            expected="earthgate_tiny or a vision transformer that timm knows",
+            fix=f"Names like it: {close}" if close else "See timm.list_models('*vit*')",
+        )
+    return timm.get_pretrained_cfg(name)
+
+
+def _has_plain_positions(name: str) -> bool:
+    return name.startswith("vit_") and "dinov3" not in name
 
 
 def freeze(module: nn.Module) -> None:

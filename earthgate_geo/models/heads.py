@@ -3,21 +3,85 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from earthgate_geo.errors import InputError
 
+HEADS = ("linear", "fpn", "mask2former")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Which head, and how wide."""
+    """Which head, and how large."""
 
     kind: str = "fpn"
-    """``fpn``, the only one so far."""
+    """``linear``, ``fpn`` or ``mask2former``."""
 
     width: int = 96
-    """Channels inside the head, a multiple of 8."""
+    """Channels inside the head, a multiple of 8; ``linear`` has none."""
+
+    queries: int = 100
+    """Masks that ``mask2former`` proposes."""
+
+    pixel_layers: int = 6
+    """Layers of the pixel decoder of ``mask2former``."""
+
+    decoder_layers: int = 9
+    """Layers of the transformer decoder of ``mask2former``."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEADS:
+            raise InputError(found=f"head {self.kind!r}", expected="linear, fpn or mask2former")
+        if self.width < 8 or self.width % 8:
+            raise InputError(found=f"a head of width {self.width}", expected="a multiple of 8")
+        if min(self.queries, self.pixel_layers, self.decoder_layers) < 1:
+            raise InputError(
+                found=f"a head of {self.queries} queries, {self.pixel_layers} pixel layers and "
+                f"{self.decoder_layers} decoder layers",
+                expected="1 or more of each",
+            )
+
+
+def default_head(kind: str) -> HeadConfig:
+    """Return the usual sizes of a kind of head; those of the papers for ``mask2former``.
+
+    Raises:
+        InputError: Unknown kind.
+    """
+    return HeadConfig(kind=kind, width=256 if kind == "mask2former" else 96)
+
+
+class LinearHead(nn.Module):
+    """A linear classifier of every pixel, on all maps at the size of the finest.
+
+    Each map is normalised over its channels, pixel by pixel, classified, and then resized and
+    added: the same as one 1x1 convolution of the concatenated maps, without holding them.
+
+    Source:
+        Oquab et al. 2023, "DINOv2", arXiv:2304.07193 (its linear evaluation), with layer
+        norm instead of batch norm, so that a result does not depend on the other images.
+
+    Args:
+        channels: Channels of each map, finest first.
+        classes: Number of classes.
+    """
+
+    def __init__(self, channels: Sequence[int], *, classes: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+        self.classify = nn.ModuleList(
+            nn.Linear(c, classes, bias=index == 0) for index, c in enumerate(channels)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Map feature maps, finest first, to logits (b, classes, h, w) of the finest map."""
+        logits = [
+            classify(norm(level.movedim(1, -1))).movedim(-1, 1)
+            for level, norm, classify in zip(maps, self.norms, self.classify, strict=True)
+        ]
+        return torch.stack([_resize(x, logits[0]) for x in logits]).sum(dim=0)
 
 
 class FpnHead(nn.Module):
@@ -76,8 +140,13 @@ def build_head(config: HeadConfig, channels: Sequence[int], *, classes: int) -> 
     """Build an untrained head for feature maps of ``channels``.
 
     Raises:
-        InputError: Unknown kind.
+        MissingDependencyError: ``mask2former`` without its extra.
     """
-    if config.kind != "fpn":
-        raise InputError(found=f"head {config.kind!r}", expected="fpn")
-    return FpnHead(channels, classes=classes, width=config.width)
+    if config.kind == "linear":
+        return LinearHead(channels, classes=classes)
+    if config.kind == "fpn":
+        return FpnHead(channels, classes=classes, width=config.width)
+    # Here and not above: it needs an optional library.
+    from earthgate_geo.models.mask2former import Mask2FormerHead  # noqa: PLC0415
+
+    return Mask2FormerHead(channels, classes=classes, config=config)

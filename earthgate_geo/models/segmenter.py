@@ -12,6 +12,7 @@ from earthgate_geo.errors import InputError
 from earthgate_geo.models.backbone import BackboneConfig, build_backbone, pad_to_patch
 from earthgate_geo.models.heads import HeadConfig, build_head
 from earthgate_geo.raster.classes import ClassTable, LandClass
+from earthgate_geo.toolbox.attach import Settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +88,32 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
+    settled: list[Settled]
+    """Modules of earlier trainings that are part of the frozen network now."""
+
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
+        self.settled = []
         self.backbone = build_backbone(config.backbone)
         self.head = build_head(config.head, self.backbone.channels, classes=len(config.classes))
         shape = (1, len(config.mean), 1, 1)
         self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
 
+    def features(self, images: Tensor) -> tuple[list[Tensor], torch.Size]:
+        """Map images (b, c, h, w) in 0..1, any size, to what the head sees.
+
+        Returns:
+            The feature maps, finest first, and the height and width in pixels that they cover:
+            the image's, enlarged at the lower and right edge to whole patches.
+        """
+        padded = pad_to_patch((images - self.mean) / self.std, self.backbone.patch_px)
+        return self.backbone(padded), padded.shape[-2:]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, c, h, w) in 0..1, any size, to logits (b, classes, h, w)."""
         rows, cols = images.shape[-2:]
-        padded = pad_to_patch((images - self.mean) / self.std, self.backbone.patch_px)
-        logits = self.head(self.backbone(padded))
-        logits = functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear")
+        maps, padded_px = self.features(images)
+        logits = functional.interpolate(self.head(maps), size=padded_px, mode="bilinear")
         return logits[..., :rows, :cols]

@@ -1,9 +1,62 @@
 """Losses over pixels whose label may be known, partly known, or unknown."""
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from earthgate_geo.metrics import OTHER, UNKNOWN
+from earthgate_geo.models.segmenter import Segmenter
+
+
+@runtime_checkable
+class SetHead(Protocol):
+    """A head that learns from labels by a loss of its own, such as Mask2Former's."""
+
+    def set_loss(
+        self,
+        maps: Sequence[Tensor],
+        labels: Tensor,
+        *,
+        named: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the feature maps against labels over their whole area."""
+
+
+def task_loss(
+    model: Segmenter,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    named: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return the loss by which the head of ``model`` learns from labels.
+
+    That is the head's own loss where it has one, else ``partial_cross_entropy`` of the logits.
+
+    Args:
+        model: The model.
+        images: Tensor (batch, channel, height, width) in 0..1.
+        labels: Tensor (batch, height, width) of class indices, ``OTHER`` or ``UNKNOWN``.
+        named: Bool tensor (class,), True for classes that the labels name; needed where
+            ``OTHER`` occurs.
+        weights: Tensor (batch, height, width), 0 or more per pixel; 1 everywhere if absent.
+
+    Returns:
+        A scalar, 0 where no pixel is known.
+    """
+    if not isinstance(model.head, SetHead):
+        return partial_cross_entropy(model(images), labels, named=named, weights=weights)
+    maps, (rows, cols) = model.features(images)
+    missing = (0, cols - labels.shape[-1], 0, rows - labels.shape[-2])
+    labels = functional.pad(labels, missing, value=UNKNOWN)
+    if weights is not None:
+        weights = functional.pad(weights, missing)
+    return model.head.set_loss(maps, labels, named=named, weights=weights)
 
 
 def partial_cross_entropy(

@@ -1,13 +1,27 @@
 import pytest
 import torch
 from networks import small_config, small_segmenter
+from torch.nn import functional
 
 from earthgate_geo.errors import InputError
-from earthgate_geo.models.backbone import BackboneConfig
-from earthgate_geo.models.heads import HeadConfig
-from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
-from earthgate_geo.toolbox.attach import attach
+from earthgate_geo.models.backbone import BackboneConfig, freeze
+from earthgate_geo.models.heads import default_head
+from earthgate_geo.models.segmenter import SegmenterConfig
+from earthgate_geo.toolbox.attach import attach, fold
 from earthgate_geo.toolbox.base import ToolboxConfig
+
+SMALL = {"embed_dim": 64, "num_heads": 2, "depth": 4}
+FAMILIES = [
+    ("earthgate_tiny", {"dim": 64, "depth": 4, "stem": [16, 16, 32]}),
+    ("vit_tiny_patch16_224", SMALL),
+    ("vit_base_patch16_224.mae", SMALL | {"img_size": 128}),
+    ("vit_small_patch14_reg4_dinov2", SMALL),
+    ("vit_small_patch14_dinov2", SMALL | {"patch_size": 16, "img_size": [64, 96]}),
+    ("vit_small_patch14_reg4_dinov2", SMALL | {"patch_size": 16, "img_size": [96, 64]}),
+    ("vit_small_patch16_dinov3", SMALL),
+    ("vit_small_patch16_dinov3_qkvb", SMALL),
+    ("samvit_base_patch16", SMALL),
+]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (50, 33)])
@@ -19,26 +33,32 @@ def test_logits_have_the_size_of_the_image(size):
 
 
 def test_a_configuration_survives_json():
-    config = small_config(gsd_max_m=0.7)
+    config = small_config(gsd_max_m=0.7, head=default_head("mask2former"))
 
     assert SegmenterConfig.from_json(config.to_json()) == config
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "earthgate_tiny",
-        "vit_tiny_patch16_224",
-        "vit_small_patch14_reg4_dinov2",
-        "vit_small_patch16_dinov3",
-        "samvit_base_patch16",
-    ],
-)
-def test_attaching_the_whole_toolbox_changes_no_bit_of_any_family(name):
-    sizes = {"embed_dim": 64, "num_heads": 2, "depth": 4}
-    if name == "earthgate_tiny":
-        sizes = {"dim": 64, "depth": 4, "stem": [16, 16, 32]}
-    model = small_segmenter(backbone=BackboneConfig(name=name, options=sizes))
+def test_features_are_what_the_head_sees_and_say_how_many_pixels_they_cover():
+    model = small_segmenter()
+    images = torch.rand(1, 3, 50, 70)
+
+    with torch.inference_mode():
+        maps, covered_px = model.features(images)
+        logits = functional.interpolate(model.head(maps), size=covered_px, mode="bilinear")
+        whole = model(images)
+
+    assert covered_px == (64, 80)
+    assert [tuple(m.shape[-2:]) for m in maps] == [(16, 20), (8, 10), (4, 5), (4, 5)]
+    assert torch.equal(logits[..., :50, :70], whole)
+
+
+def test_a_new_segmenter_has_no_settled_modules():
+    assert small_segmenter().settled == []
+
+
+@pytest.mark.parametrize(("name", "options"), FAMILIES)
+def test_attaching_the_whole_toolbox_changes_no_bit_of_any_family(name, options):
+    model = small_segmenter(backbone=BackboneConfig(name=name, options=options))
     images = torch.rand(1, 3, 70, 100)
     with torch.inference_mode():
         before = model(images)
@@ -50,11 +70,29 @@ def test_attaching_the_whole_toolbox_changes_no_bit_of_any_family(name):
         assert torch.equal(model(images), before)
 
 
-def test_an_unknown_head_is_refused():
-    with pytest.raises(InputError) as refusal:
-        Segmenter(small_config(head=HeadConfig(kind="mask")))
+@pytest.mark.parametrize(("name", "options"), FAMILIES)
+def test_trained_modules_change_every_family_and_folding_changes_no_more(name, options):
+    model = small_segmenter(backbone=BackboneConfig(name=name, options=options))
+    freeze(model)
+    images = torch.rand(1, 3, 70, 100)
+    with torch.inference_mode():
+        before = model(images)
+    sizes = ToolboxConfig(rank=4, bottleneck=4, frequency_bottleneck=4, rho=0.9)
+    toolbox = attach(model.backbone, sizes)
+    toolbox.open(toolbox.slots)
+    modules = [p for slot in toolbox.slots for p in toolbox.parameters(slot).values()]
 
-    assert str(refusal.value) == "head 'mask'; expected fpn."
+    for parameter in modules:
+        torch.nn.init.normal_(parameter, std=0.05)
+    model(images).square().mean().backward()
+
+    assert all(parameter.grad.any() for parameter in modules)
+    with torch.inference_mode():
+        trained = model(images)
+        fold(toolbox)
+        folded = model(images)
+    assert (trained - before).abs().max() > 0.01
+    assert torch.allclose(folded, trained, atol=1e-5)
 
 
 def test_a_backward_gsd_range_is_refused():

@@ -2,10 +2,14 @@ import math
 
 import pytest
 import torch
+from networks import small_segmenter
 from torch.nn import functional
 
 from earthgate_geo.metrics import OTHER, UNKNOWN
-from earthgate_geo.training.losses import partial_cross_entropy, soft_dice
+from earthgate_geo.models.heads import HeadConfig
+from earthgate_geo.training.losses import partial_cross_entropy, soft_dice, task_loss
+
+SET_HEAD = HeadConfig(kind="mask2former", width=32, queries=6, pixel_layers=1, decoder_layers=1)
 
 
 def test_full_labels_give_the_plain_cross_entropy():
@@ -51,3 +55,43 @@ def test_dice_is_near_zero_for_a_sure_hit_and_near_one_for_a_sure_miss():
 
     assert soft_dice(sure, labels, target=0) < 0.01
     assert soft_dice(-sure, labels, target=0) > 0.99
+
+
+@pytest.mark.parametrize("kind", ["linear", "fpn"])
+def test_a_head_of_logits_learns_by_their_cross_entropy(kind):
+    model = small_segmenter(head=HeadConfig(kind=kind, width=16))
+    images, labels = torch.rand(2, 3, 50, 33), torch.randint(5, (2, 50, 33))
+    labels[0, :20] = OTHER
+    known = {"named": torch.arange(5) > 1, "weights": torch.rand(2, 50, 33)}
+
+    loss = task_loss(model, images, labels, **known)
+
+    assert torch.equal(loss, partial_cross_entropy(model(images), labels, **known))
+
+
+def test_a_head_with_a_loss_of_its_own_learns_by_it_and_knows_nothing_beyond_the_image():
+    model = small_segmenter(head=SET_HEAD)
+    images, labels = torch.rand(2, 3, 50, 33), torch.randint(5, (2, 50, 33))
+    known = {"named": torch.arange(5) > 1, "weights": torch.rand(2, 50, 33)}
+    torch.manual_seed(0)
+    loss = task_loss(model, images, labels, **known)
+
+    maps, _ = model.features(images)
+    whole = torch.full((2, 64, 48), UNKNOWN)
+    whole[:, :50, :33] = labels
+    weights = torch.zeros(2, 64, 48)
+    weights[:, :50, :33] = known["weights"]
+    torch.manual_seed(0)
+    wanted = model.head.set_loss(maps, whole, named=known["named"], weights=weights)
+
+    assert torch.equal(loss, wanted)
+
+
+def test_nothing_known_is_a_task_loss_of_zero_that_can_be_followed_back():
+    model = small_segmenter(head=SET_HEAD)
+
+    loss = task_loss(model, torch.rand(1, 3, 48, 48), torch.full((1, 48, 48), UNKNOWN))
+    loss.backward()
+
+    assert loss == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
