@@ -20,7 +20,7 @@ _BLOCK = Size(512, 512)
 _MOST_CODES = 256
 
 
-class LabelCodes:
+class CodeRaster:
     """A raster of class codes, read window by window in a scene's pixels, nearest.
 
     Memory: the window.
@@ -48,7 +48,7 @@ class LabelCodes:
         return read
 
 
-def open_codes(path: str, *, grid: Grid, names: LabelNames, options: LabelOptions) -> LabelCodes:
+def open_codes(path: str, *, grid: Grid, names: LabelNames, options: LabelOptions) -> CodeRaster:
     """Open a raster of labels and learn the codes that it holds inside a grid.
 
     Codes mean what the label map says, else what the raster's own class table says, else, without
@@ -81,7 +81,7 @@ def open_codes(path: str, *, grid: Grid, names: LabelNames, options: LabelOption
     shown = [names.value(name) for name in own.values()]
     if not own and not options.label_map:
         shown = list(range(len(names.classes)))
-    return LabelCodes(
+    return CodeRaster(
         band,
         {code: values[name] for code, name in meant.items()},
         named=names.named([*values.values(), *(value for value in shown if value is not None)]),

@@ -33,16 +33,23 @@ class Destination:
         path: The output.
         overwrite: Whether ``publish`` may replace an older output and its sidecars.
         inputs: Files that the output must not be.
+        keep: Whether what is in the folder stays there until a run succeeds, to be resumed.
     """
 
     def __init__(
-        self, path: str | Path, *, overwrite: bool, inputs: Sequence[str | Path] = ()
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool,
+        inputs: Sequence[str | Path] = (),
+        keep: bool = False,
     ) -> None:
         self.path = Path(path)
         self.scratch = self.path.parent / f".{self.path.name}.earthgate"
         """Folder for intermediate files, on the disk of the output; exists while entered."""
         self._overwrite = overwrite
         self._inputs = inputs
+        self._keep = keep
         self._lock = FileLock(self.scratch / "lock", timeout=0, thread_local=False)
 
     def check(self) -> None:
@@ -84,7 +91,8 @@ class Destination:
             ) from error
         except OSError as error:
             raise _not_writable(self.path.parent) from error
-        self._empty()
+        if not self._keep:
+            self._empty()
         return self
 
     def __exit__(
@@ -93,9 +101,10 @@ class Destination:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._empty()
+        if error is None or not self._keep:
+            self._empty()
         self._lock.release()
-        with suppress(OSError):  # a run that waited for the lock may be in here already
+        with suppress(OSError):  # kept files, or a run that waited for the lock, may be in here
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self.scratch.rmdir()
 

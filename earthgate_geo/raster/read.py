@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
@@ -19,7 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 from earthgate_geo.errors import BandError, DataError, EmptySceneError, InputError
 from earthgate_geo.raster.bands import ALPHA, band_meanings, choose_bands
 from earthgate_geo.raster.georeference import read_grid
-from earthgate_geo.raster.grid import Size, Tiling, Window
+from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
 
 COARSE_PX = 1024
 """Longest side of the decimated read that statistics and estimates come from."""
@@ -37,6 +39,9 @@ class SceneOptions:
 
     assume_crs: str | None = None
     """CRS of a file that has none, e.g. ``EPSG:32633``."""
+
+    placed: bool = True
+    """False where the file's place on the Earth does not matter: its grid has no CRS then."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,11 @@ class Scene:
     def __init__(self, source: DatasetReader, path: str, options: SceneOptions) -> None:
         self.path = path
         self.name = Path(path).stem
-        self.grid = read_grid(source, path, assume_crs=options.assume_crs)
+        self.grid = (
+            read_grid(source, path, assume_crs=options.assume_crs)
+            if options.placed
+            else Grid(Size(source.height, source.width), Affine.identity(), CRS())
+        )
         self.count = int(source.count)
         dtype = _common_dtype(source.dtypes, path)
         self.dtype = str(dtype)

@@ -108,6 +108,32 @@ def test_the_scratch_folder_goes_when_the_run_fails(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_what_is_kept_waits_for_a_run_that_succeeds(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with (
+        pytest.raises(ZeroDivisionError),
+        Destination(path, overwrite=False, keep=True) as destination,
+    ):
+        1 / (destination.scratch / "state").write_text("")
+    (tmp_path / ".model.safetensors.earthgate" / "state").write_text("half")
+    assert names(tmp_path / ".model.safetensors.earthgate") == ["state"]
+
+    with Destination(path, overwrite=False, keep=True) as destination:
+        assert (destination.scratch / "state").read_text() == "half"
+
+    assert names(tmp_path) == []
+
+
+def test_a_failed_run_with_nothing_to_keep_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        Destination(tmp_path / "model.safetensors", overwrite=False, keep=True),
+    ):
+        _ = 1 / 0
+
+    assert names(tmp_path) == []
+
+
 def test_a_second_run_is_refused_and_leaves_the_first_alone(tmp_path):
     path = tmp_path / "map.tif"
     with Destination(path, overwrite=False) as first:

@@ -518,6 +518,20 @@ def test_a_scene_survives_pickling(masked):
     assert_array_equal(pixels.valid, expected.valid)
 
 
+def test_a_file_whose_place_does_not_matter_is_read_without_one(tmp_path):
+    path = tmp_path / "picture.tif"
+    values = write_raster(path, RasterSpec(crs=None, transform=None))
+
+    with open_scene(path, SceneOptions(placed=False)) as scene:
+        pixels = pickle.loads(pickle.dumps(scene)).read(
+            WHOLE, scene.choose_bands(("red", "green", "blue"))
+        )
+
+    assert_array_equal(pixels.values, values)
+    assert scene.grid.size == WHOLE.size
+    assert not scene.grid.crs
+
+
 def test_the_digest_tells_files_apart(tmp_path):
     write_raster(tmp_path / "one.tif")
     write_raster(tmp_path / "two.tif", RasterSpec(transform=SOUTH_UP))
