@@ -21,6 +21,7 @@ import numpy as np
 import rasterio
 import torch
 
+from earthgate_geo.data.replay import Replay
 from earthgate_geo.data.synthetic import (
     CLASSES,
     Rendering,
@@ -31,7 +32,7 @@ from earthgate_geo.data.synthetic import (
     render,
 )
 from earthgate_geo.metrics import OTHER, UNKNOWN
-from earthgate_geo.model_file import DEFAULT_MODEL, PACKAGED, Replay, load_model, save_model
+from earthgate_geo.model_file import DEFAULT_MODEL, PACKAGED, load_model, save_model
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.grid import Size

@@ -9,43 +9,29 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from earthgate_geo.data.replay import Replay
 from earthgate_geo.errors import InputError, ModelFileError, StorageError
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
-from earthgate_geo.toolbox.attach import attach, fold
+from earthgate_geo.toolbox.attach import Settled, attach, fold, restore
 from earthgate_geo.toolbox.base import Toolbox, ToolboxConfig
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "earthgate-tiny"
 PACKAGED = Path(__file__).parent / "weights"
-_NETWORK, _HEAD, _TOOLBOX = "network.", "head.", "toolbox."
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Generated, labelled tiles that a model file carries."""
-
-    images: NDArray[np.uint8]
-    """(tile, 3, row, col), 0..255 after radiometric scaling."""
-
-    labels: NDArray[np.uint8]
-    """Class values, (tile, row, col)."""
+_NETWORK, _HEAD, _BACKBONE, _TOOLBOX = "network.", "head.", "backbone.", "toolbox."
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRecord:
-    """What an adaptation decided and which slots it opened; the adapter file's header."""
+    """What an adaptation trained and decided; the adapter file's header."""
 
     decision: str
     """``adapted`` or ``gate-closed``."""
@@ -57,10 +43,10 @@ class AdapterRecord:
     """Slots whose modules are in the file, like ``3.spatial``."""
 
     scores: Mapping[str, float]
-    """Normalised Fisher score of every slot at the last choice."""
+    """Normalised score of every slot at the last choice; empty where the policy never chooses."""
 
     trained_parameters: int
-    """Parameters of the chosen modules, head excluded."""
+    """Parameters that trained, head excluded."""
 
     steps: int
     """Optimiser steps taken."""
@@ -70,6 +56,9 @@ class AdapterRecord:
 
     scene: str
     """Name of the scene, without its folder."""
+
+    policy: str = "gate"
+    """What trained beside the head, a value of ``recipe.Policy``."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +103,15 @@ def save_model(
 ) -> str:
     """Write a model file and return its digest.
 
+    Args:
+        path: Destination.
+        segmenter: The network; of the modules in its backbone only settled ones may remain.
+        card: Data, licence, figures and attribution, JSON values. ``training``, where it is
+            there, holds the ``recipe``, ``policy``, ``slots``, ``scores`` and
+            ``trained_parameters`` of the training.
+        replay: Tiles for adaptation without source data.
+        dtype: Of the weights in the file.
+
     Raises:
         StorageError: The file cannot be written.
     """
@@ -122,10 +120,10 @@ def save_model(
         for key, value in segmenter.state_dict().items()
     }
     header: dict[str, Any] = {"config": segmenter.config.to_json(), "card": dict(card)}
+    if segmenter.settled:
+        header["settled"] = [modules.to_json() for modules in segmenter.settled]
     if replay is not None:
-        packed, lengths = _pack_replay(replay)
-        tensors["replay"] = packed
-        header["replay_lengths"] = lengths
+        tensors["replay"], header["replay_lengths"] = replay.pack()
     return _write(path, tensors, "model", header)
 
 
@@ -136,6 +134,7 @@ def save_adapter(
     record: AdapterRecord,
     toolbox: tuple[Toolbox, ToolboxConfig] | None = None,
     head: nn.Module | None = None,
+    backbone: nn.Module | None = None,
 ) -> str:
     """Write what adaptation changed and return the file's digest.
 
@@ -145,6 +144,7 @@ def save_adapter(
         record: The decision; written even where the gate stayed closed.
         toolbox: Adapted modules and their sizes, or None where the gate stayed closed.
         head: The adapted head, or None where it stayed.
+        backbone: The adapted backbone, or None where it stayed frozen; written whole.
 
     Raises:
         StorageError: The file cannot be written.
@@ -158,8 +158,9 @@ def save_adapter(
         modules, sizes = toolbox
         header["toolbox"] = asdict(sizes)
         tensors |= {_TOOLBOX + k: v.cpu() for k, v in modules.state_dict().items()}
-    if head is not None:
-        tensors |= {_HEAD + k: v.detach().cpu().clone() for k, v in head.state_dict().items()}
+    for prefix, module in ((_HEAD, head), (_BACKBONE, backbone)):
+        state = {} if module is None else module.state_dict()
+        tensors |= {prefix + k: v.detach().cpu().clone() for k, v in state.items()}
     return _write(path, tensors, "adapter", header)
 
 
@@ -186,7 +187,11 @@ def load_model(source: str | Path | None = None, *, folders: Sequence[Path] = ()
         name=str(header["card"].get("name", path.stem)),
         digest=file_digest(path),
         card=header["card"],
-        replay=_unpack_replay(tensors["replay"], header) if "replay" in tensors else None,
+        replay=(
+            Replay.unpack(tensors["replay"], header["replay_lengths"])
+            if "replay" in tensors
+            else None
+        ),
     )
 
 
@@ -309,9 +314,14 @@ def _in_order(content: bytes) -> bytes:
 
 def _build(path: Path, header: Mapping[str, Any]) -> Segmenter:
     try:
-        return Segmenter(SegmenterConfig.from_json(header["config"]))
-    except (KeyError, TypeError, InputError) as error:
-        raise _damaged(path, f"its configuration does not fit ({error})") from error
+        segmenter = Segmenter(SegmenterConfig.from_json(header["config"]))
+        segmenter.settled = [Settled.from_json(entry) for entry in header.get("settled", ())]
+        for modules in segmenter.settled:
+            restore(segmenter.backbone, modules)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise _damaged(path, f"its configuration does not fit ({reason})") from error
+    return segmenter
 
 
 def _load_state(path: Path, module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
@@ -338,8 +348,9 @@ def _load_adapter(
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header does not fit ({error})") from error
     segmenter = base.segmenter
-    if any(key.startswith(_HEAD) for key in tensors):
-        _load_state(path, segmenter.head, tensors, _HEAD)
+    for prefix, module in ((_HEAD, segmenter.head), (_BACKBONE, segmenter.backbone)):
+        if any(key.startswith(prefix) for key in tensors):
+            _load_state(path, module, tensors, prefix)
     if config is not None:
         _load_toolbox(path, segmenter, config, tensors)
     return LoadedModel(
@@ -390,28 +401,3 @@ def _frozen(segmenter: Segmenter) -> Segmenter:
     for parameter in segmenter.parameters():
         parameter.requires_grad_(False)
     return segmenter.eval()
-
-
-def _pack_replay(replay: Replay) -> tuple[Tensor, list[list[int]]]:
-    coded = [
-        [_encode(image.transpose(1, 2, 0), "JPEG"), _encode(label, "PNG")]
-        for image, label in zip(replay.images, replay.labels, strict=True)
-    ]
-    joined = np.frombuffer(b"".join(part for pair in coded for part in pair), np.uint8)
-    return torch.from_numpy(joined.copy()), [[len(part) for part in pair] for pair in coded]
-
-
-def _encode(pixels: NDArray[np.uint8], kind: str) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return buffer.getvalue()
-
-
-def _unpack_replay(packed: Tensor, header: Mapping[str, Any]) -> Replay:
-    lengths = [length for pair in header["replay_lengths"] for length in pair]
-    parts = [
-        np.asarray(Image.open(BytesIO(part.numpy().tobytes())))
-        for part in torch.split(packed, lengths)
-    ]
-    images = np.stack(parts[::2]).transpose(0, 3, 1, 2)
-    return Replay(images=np.ascontiguousarray(images), labels=np.stack(parts[1::2]))

@@ -4,7 +4,7 @@ import math
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ p:last-child { margin-bottom: 0 }
 .gate { width: auto }
 .gate td, .gate thead th { min-width: 2.4rem; padding: .3rem; text-align: center;
   font-size: .78rem; font-variant-numeric: tabular-nums; border: 2px solid var(--card) }
+.gate thead th:first-child { padding-left: 0; text-align: left }
 .gate .open { outline: 2px solid rgb(var(--accent)); outline-offset: -3px; border-radius: .4rem;
   font-weight: 700 }
 polyline { fill: none; stroke: rgb(var(--accent)); stroke-width: 2;
@@ -59,6 +60,9 @@ _MEASURES = {
     "replay_miou": "mean IoU on generated tiles",
 }
 
+_MEANINGS = {"grad-norm-k": "squared mean gradient"}
+"""What the scores of a policy are, where not Fisher information."""
+
 
 def write_report(
     path: Path, document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]
@@ -67,8 +71,8 @@ def write_report(
 
     Args:
         path: Destination.
-        document: The result document of an adaptation with ``scene``, ``sentence``, ``scores``
-            (by slot), ``curves``, ``provenance`` and ``command``.
+        document: The result document of an adaptation with ``scores`` (by slot; empty where the
+            policy never chooses), ``curves``, ``provenance`` and ``command``.
         pictures: Images of one place by caption, (row, col, 3).
 
     Raises:
@@ -115,7 +119,7 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]
     sections = [
         _section("The same place before and after", _pictures(pictures, document["classes"])),
         _section("What the map shows", _classes(document["classes"])),
-        _section("The gate", _gate(document["scores"], document["slots"])),
+        _section("The gate" if document["scores"] else "What trained", _trained(document)),
         _section("How it went", _curves(document["curves"])),
         _section("Evidence", _evidence(document["evidence"], document["classes"])),
         _section("Provenance", _facts(document["provenance"])),
@@ -181,11 +185,22 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _gate(scores: Mapping[str, float], slots: Iterable[str]) -> str:
-    """Show layers x kinds: the deeper the colour, the higher the score; a frame where chosen."""
+def _trained(document: Mapping[str, Any]) -> str:
+    """Say what trained beside the head, with the gate where modules were scored."""
+    scores, slots = document["scores"], set(document["slots"])
+    of_all = f" of {len(scores)}" if scores else ""
+    modules = f"{len(slots)}{of_all} modules with " if slots else ""
+    told = (
+        f"<p>Policy {escape(document['policy'])}: {modules}{document['trained_parameters']:,} "
+        "parameters trained beside the head.</p>"
+    )
+    return told + _gate(scores, slots, of=_MEANINGS.get(document["policy"], "Fisher information"))
+
+
+def _gate(scores: Mapping[str, float], chosen: Collection[str], *, of: str) -> str:
+    """Show kinds x layers: the deeper the colour, the higher the score; a frame where chosen."""
     if not scores:
         return ""
-    chosen = set(slots)
     places = [slot.split(".", 1) for slot in scores]
     layers = sorted({int(layer) for layer, _ in places})
     highest = max(scores.values()) or 1.0
@@ -194,9 +209,12 @@ def _gate(scores: Mapping[str, float], slots: Iterable[str]) -> str:
     for kind in dict.fromkeys(kind for _, kind in places):
         cells = (_cell(scores.get(s := f"{n}.{kind}"), highest, s in chosen) for n in layers)
         body += f"<tr><th>{escape(kind)}</th>{''.join(cells)}</tr>"
-    note = "Columns are layers. Colour: share of Fisher information within a kind. Frame: chosen."
+    note = (
+        f"Numbers and colour: a module's percentage of the {of} of its kind at the last choice. "
+        "Frame: trained."
+    )
     return (
-        f'<table class="gate"><thead><tr><th></th>{head}</tr></thead>{body}</table>'
+        f'<table class="gate"><thead><tr><th>layer</th>{head}</tr></thead>{body}</table>'
         f'<p class="note">{note}</p>'
     )
 
@@ -206,13 +224,13 @@ def _cell(score: float | None, highest: float, chosen: bool) -> str:  # noqa: FB
         return "<td></td>"
     depth = f"{0.7 * score / highest:.0%}"  # at most so deep that the number stays legible
     kind = ' class="open"' if chosen else ""
-    return f'<td{kind} style="background:rgb(var(--accent) / {depth})">{score:.2f}</td>'
+    return f'<td{kind} style="background:rgb(var(--accent) / {depth})">{100 * score:.0f}</td>'
 
 
 def _curves(curves: Mapping[str, Sequence[float]]) -> str:
     figures = "".join(
         f"<figure>{_line(finite)}<figcaption>{escape(name)}: "
-        f"{finite[0]:.3g} to {finite[-1]:.3g} over {len(values)} points</figcaption></figure>"
+        f"{finite[0]:#.3g} to {finite[-1]:#.3g} over {len(values)} points</figcaption></figure>"
         for name, values in curves.items()
         if len(finite := [value for value in values if math.isfinite(value)]) > 1
     )

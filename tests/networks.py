@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from earthgate_geo.data.replay import Replay
 from earthgate_geo.data.synthetic import CLASSES
-from earthgate_geo.model_file import Replay, save_model
+from earthgate_geo.model_file import save_model
 from earthgate_geo.models.backbone import BackboneConfig
 from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig

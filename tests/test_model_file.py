@@ -1,5 +1,6 @@
+import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,14 @@ from earthgate_geo.model_file import (
     save_adapter,
     save_model,
 )
-from earthgate_geo.toolbox.attach import attach
-from earthgate_geo.toolbox.base import Kind, Slot, ToolboxConfig
+from earthgate_geo.policies import Tuner
+from earthgate_geo.recipe import Policy, Selection
+from earthgate_geo.toolbox.attach import attach, settle
+from earthgate_geo.toolbox.base import GATED, Kind, Slot, ToolboxConfig
+
+SIZES = ToolboxConfig(
+    rank=8, bottleneck=8, frequency_bottleneck=8, rein_tokens=6, rein_rank=2, kinds=tuple(Kind)
+)
 
 RECORD = AdapterRecord(
     decision="adapted",
@@ -92,29 +99,114 @@ def test_half_precision_halves_the_file_and_keeps_the_classes(tmp_path):
     assert agreement > 0.99
 
 
-def test_an_adapter_on_its_base_maps_like_the_adapted_model(tmp_path):
-    base = load_model(write_model(tmp_path / "base.safetensors"))
-    adapted = load_model(tmp_path / "base.safetensors").segmenter
-    toolbox = attach(adapted.backbone, sizes := ToolboxConfig(rank=4, bottleneck=4))
-    toolbox.open([Slot(1, Kind.SPATIAL), Slot(2, Kind.SEMANTIC)])
+def _adapted(base, policy, *, by=0.05):
+    """Return a copy of a model with what a policy trains, and all of that moved at random."""
+    model = copy.deepcopy(base.segmenter)
+    selection = Selection(interval=2, images=1)
+    tuner = Tuner(model, policy, selection=selection, seed=0, sizes=SIZES)
+    if tuner.due(0):
+        tuner.select([lambda: model(torch.rand(1, 3, 32, 32)).square().mean()] * tuner.images)
+    _move((p for p in tuner.parameters.values() if p.requires_grad), by=by)
+    return model, tuner
+
+
+@torch.no_grad()
+def _move(parameters, *, by):
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for slot in toolbox.used:
-            for parameter in toolbox.parameters(slot).values():
-                parameter.normal_(0, 0.1, generator=generator)
-        adapted.head.lateral[0].bias.add_(0.5)
+    for parameter in parameters:
+        parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_what_any_policy_trained_maps_the_same_saved_loaded_and_folded(tmp_path, policy):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    model, tuner = _adapted(base, policy)
+    record = replace(RECORD, policy=str(policy), slots=(), scores={})
     images = torch.rand(1, 3, 64, 64)
 
-    path = tmp_path / "town.adapter.safetensors"
-    save_adapter(path, base, record=RECORD, toolbox=(toolbox, sizes), head=adapted.head)
+    save_adapter(
+        path := tmp_path / "a.safetensors",
+        base,
+        record=record,
+        toolbox=tuner.toolbox and (tuner.toolbox, tuner.sizes),
+        head=model.head,
+        backbone=model.backbone if policy is Policy.FULL else None,
+    )
     loaded = load_model(path)
 
     with torch.inference_mode():
-        assert torch.allclose(loaded.segmenter(images), adapted(images), atol=1e-5)
-        assert not torch.allclose(loaded.segmenter(images), base.segmenter(images), atol=1e-2)
-    assert loaded.adapter == RECORD
-    assert loaded.digest == base.digest
-    assert loaded.adapter_digest == file_digest(path)
+        unfolded, folded, source = (m(images) for m in (model, loaded.segmenter, base.segmenter))
+    assert (folded - unfolded).abs().max() < 1e-5
+    assert (source - unfolded).abs().max() > 1e-2
+    assert loaded.adapter == record
+    assert (loaded.digest, loaded.adapter_digest) == (base.digest, file_digest(path))
+    assert not any(p.requires_grad for p in loaded.segmenter.parameters())
+    used = tuner.toolbox.used if tuner.toolbox else ()
+    kept = {slot for slot in used if slot.kind is not Kind.SPATIAL}
+    paths = [getattr(block, "side_paths", {}) for block in loaded.segmenter.backbone.blocks]
+    assert {Slot(n, Kind(k)) for n, kinds in enumerate(paths) for k in kinds} == kept
+
+
+@pytest.mark.parametrize("policy", [Policy.GATE, Policy.FULL, Policy.REIN])
+def test_a_model_with_settled_modules_loads_bit_for_bit_and_can_be_adapted(tmp_path, policy):
+    model = small_segmenter()
+    for kinds, layers in ((GATED, (1, 3)), ((Kind.REIN,), range(4))):
+        sizes = replace(SIZES, kinds=kinds)
+        toolbox = attach(model.backbone, sizes)
+        toolbox.open([Slot(layer, kind) for layer in layers for kind in kinds])
+        _move((p for slot in toolbox.used for p in toolbox.parameters(slot).values()), by=0.05)
+        model.settled.append(settle(toolbox, sizes))
+    images = torch.rand(1, 3, 64, 64)
+
+    save_model(path := tmp_path / "m.safetensors", model, card={}, dtype=torch.float32)
+    base = load_model(path)
+    adapted, tuner = _adapted(base, policy)
+    save_adapter(
+        tmp_path / "a.safetensors",
+        base,
+        record=RECORD,
+        toolbox=tuner.toolbox and (tuner.toolbox, tuner.sizes),
+        head=adapted.head,
+        backbone=adapted.backbone if policy is Policy.FULL else None,
+    )
+    again = load_model(tmp_path / "a.safetensors").segmenter
+
+    with torch.inference_mode():
+        assert torch.equal(base.segmenter(images), model(images))
+        assert (again(images) - adapted(images)).abs().max() < 1e-5
+    assert base.segmenter.settled == model.settled == again.settled
+
+
+def test_settled_modules_that_do_not_fit_are_refused(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    settled = {"config": asdict(SIZES), "slots": ["7.semantic"]}
+    header = {k: v for k, v in read_header(path).items() if k != "kind"} | {"settled": [settled]}
+    _rewrite(path, metadata={"header": json.dumps(header)})
+
+    assert _sentence(path) == (
+        f"{path} is damaged: its configuration does not fit (a settled module 7.semantic; "
+        "expected 4 layers); expected a complete file that earthgate wrote. Copy the file "
+        "again, or give another with --model."
+    )
+
+
+def test_an_adapter_from_before_there_were_policies_loads(tmp_path):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    model, tuner = _adapted(base, Policy.GATE)
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, base, record=RECORD, toolbox=(tuner.toolbox, tuner.sizes), head=model.head)
+    header = {k: v for k, v in read_header(path).items() if k != "kind"}
+    del header["record"]["policy"]
+    for key in ("kinds", "rein_tokens", "rein_rank"):
+        del header["toolbox"][key]
+    _rewrite(path, metadata={"header": json.dumps(header)})
+    images = torch.rand(1, 3, 64, 64)
+
+    loaded = load_model(path)
+
+    with torch.inference_mode():
+        assert torch.allclose(loaded.segmenter(images), model(images), atol=1e-5)
+    assert loaded.adapter.policy == "gate"
 
 
 def test_an_adapter_of_a_closed_gate_is_the_base(tmp_path):

@@ -26,6 +26,7 @@ NASTY = "<script>alert('&')</script>"
 def document(**changes: Any) -> dict[str, Any]:
     wanted = {
         "scene": "town",
+        "policy": "gate",
         "decision": "adapted",
         "sentence": "It helps.",
         "evidence": EVIDENCE,
@@ -35,6 +36,7 @@ def document(**changes: Any) -> dict[str, Any]:
         ],
         "scores": {"0.spatial": 0.75, "1.spatial": 0.25, "0.semantic": 0.0},
         "slots": ["0.spatial"],
+        "trained_parameters": 1234,
         "curves": {"loss": [2.0, 1.0, 0.5]},
         "provenance": {"steps": 3},
         "command": "earthgate adapt --src town.tif",
@@ -104,10 +106,36 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_the_gate_frames_the_chosen_slots_and_shows_every_score() -> None:
     text = render(document(), {})
 
-    assert '<td class="open" style="background:rgb(var(--accent) / 70%)">0.75</td>' in text
+    assert '<td class="open" style="background:rgb(var(--accent) / 70%)">75</td>' in text
     assert text.count('<td class="open"') == 1
-    assert '<td style="background:rgb(var(--accent) / 23%)">0.25</td>' in text
+    assert '<td style="background:rgb(var(--accent) / 23%)">25</td>' in text
     assert "<tr><th>semantic</th>" in text
+    assert (
+        "<p>Policy gate: 1 of 3 modules with 1,234 parameters trained beside the head.</p>" in text
+    )
+    assert "a module's percentage of the Fisher information of its kind" in text
+
+
+def test_a_control_says_what_its_scores_are() -> None:
+    text = render(document(policy="grad-norm-k"), {})
+
+    assert "a module's percentage of the squared mean gradient of its kind" in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "slots", "told"),
+    [
+        ("all", ["0.spatial", "1.spatial"], "2 modules with 1,234 parameters"),
+        ("full", [], "1,234 parameters"),
+    ],
+)
+def test_a_policy_that_never_chooses_says_what_trained_and_shows_no_gate(
+    policy, slots, told
+) -> None:
+    text = render(document(policy=policy, slots=slots, scores={}), {})
+
+    assert f"<h2>What trained</h2><p>Policy {policy}: {told} trained beside the head.</p>" in text
+    assert 'class="gate"' not in text
 
 
 def test_classes_have_shares_and_hectares() -> None:
@@ -126,7 +154,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     text = render(bare, {})
 
     titles = re.findall(r"<h2>([^<]+)</h2>", text)
-    assert titles == ["Evidence", "Provenance", "Command"]
+    assert titles == ["What trained", "Evidence", "Provenance", "Command"]
     assert "on labels kept out" not in text
 
 

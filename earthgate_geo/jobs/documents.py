@@ -86,6 +86,7 @@ def shares(job: Job, class_pixels: Mapping[str, int]) -> list[Document]:
 def about_adaptation(adaptation: Adaptation, request: AdaptRequest) -> Document:
     """Return what is told of an adaptation."""
     return {
+        "policy": request.policy,
         "decision": adaptation.decision,
         "sentence": decision_sentence(adaptation.decision, adaptation.evidence),
         "evidence": dict(adaptation.evidence),
@@ -98,7 +99,8 @@ def about_adaptation(adaptation: Adaptation, request: AdaptRequest) -> Document:
 
 def page(document: Document, adaptation: Adaptation, request: AdaptRequest) -> Document:
     """Return what the report needs beyond the result document."""
-    told = ("model", "grid", "gsd", "tile_px", "steps", "seed", "trained_parameters", "seconds")
+    place, training = ("model", "grid", "gsd", "tile_px"), ("policy", "steps", "seed")
+    told = (*place, *training, "trained_parameters", "seconds")
     kinds, scores = list(Kind), adaptation.scores.normalised
     places = sorted(scores, key=lambda slot: (kinds.index(slot.kind), slot.layer))
     return document | {

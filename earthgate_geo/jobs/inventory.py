@@ -77,7 +77,8 @@ def _model(path: Path) -> Document:
     header = model_file.read_header(path)
     if header["kind"] == "adapter":
         facts = {"file": str(path), "digest": model_file.file_digest(path)}
-        return {"what": "adapter", **facts, "base": header["base"], **header["record"]}
+        record = {"policy": "gate", **header["record"]}
+        return {"what": "adapter", **facts, "base": header["base"], **record}
     config = header["config"]
     return {
         "what": "model",

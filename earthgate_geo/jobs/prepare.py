@@ -51,7 +51,7 @@ class Job:
 def prepared(request: MapRequest, monitor: Monitor) -> Iterator[Job]:
     """Open and check everything that a job needs, the cheap things first."""
     request.check()
-    device = _device(request.device)
+    device = torch_device(request.device)
     with request.open() as scene:
         model = model_file.load_model(request.model, folders=request.model_folders)
         if isinstance(request, AdaptRequest) and model.adapter:
@@ -94,7 +94,12 @@ def label_options(request: AdaptRequest | EvaluateRequest) -> LabelOptions:
     )
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """Return the device that a user means; ``auto`` is the graphics card, if there is one.
+
+    Raises:
+        InputError: It cannot be used here.
+    """
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(wanted)

@@ -30,6 +30,7 @@ from earthgate_geo.raster.class_map import class_table
 from earthgate_geo.raster.classes import NODATA
 from earthgate_geo.raster.grid import Size, Tiling
 from earthgate_geo.raster.read import open_scene
+from earthgate_geo.recipe import Policy
 from earthgate_geo.report import write_report
 from earthgate_geo.request import (
     AdaptRequest,
@@ -201,23 +202,31 @@ def _adapted(
         minutes=request.minutes,
         seed=request.seed,
         device=job.device,
+        policy=Policy(request.policy),
         tile_px=min(AdaptOptions.tile_px, job.plan.network.rows),
     )
     adaptation = adapt_scene(
         job.model, job.dataset, job.plan, job.radiometry, options=options, monitor=monitor
     )
-    toolbox = None if adaptation.toolbox is None else (adaptation.toolbox, options.toolbox)
     record = AdapterRecord(
         decision=adaptation.decision,
         evidence=adaptation.evidence,
-        slots=tuple(map(str, adaptation.slots)) if toolbox else (),
+        slots=tuple(map(str, adaptation.slots)) if adaptation.toolbox else (),
         scores={str(slot): score for slot, score in adaptation.scores.normalised.items()},
         trained_parameters=adaptation.trained_parameters,
         steps=adaptation.steps,
         seed=request.seed,
         scene=job.scene.name,
+        policy=request.policy,
     )
-    model_file.save_adapter(path, job.model, record=record, toolbox=toolbox, head=adaptation.head)
+    model_file.save_adapter(
+        path,
+        job.model,
+        record=record,
+        toolbox=adaptation.toolbox,
+        head=adaptation.head,
+        backbone=adaptation.backbone,
+    )
     base = model_file.find_model(request.model, folders=request.model_folders)
     return adaptation, model_file.load_model(path, folders=[*request.model_folders, base.parent])
 

@@ -1,9 +1,10 @@
-"""Adaptation of a frozen model to one scene: gate, self-training, guard."""
+"""Adaptation of a model to one scene: gate or another policy, self-training, guard."""
 
 import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from earthgate_geo.data.scenes import SceneDataset, TilePlan
-from earthgate_geo.gate import Scores, choose, default_k, fisher_scores
+from earthgate_geo.gate import Scores
 from earthgate_geo.model_file import LoadedModel
-from earthgate_geo.models.backbone import freeze
 from earthgate_geo.monitor import Monitor
+from earthgate_geo.policies import Tuner
 from earthgate_geo.raster.read import Radiometry
-from earthgate_geo.toolbox.attach import attach
+from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
 from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
@@ -53,6 +54,12 @@ class AdaptOptions:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the network runs."""
 
+    policy: Policy = Policy.GATE
+    """What trains beside the head."""
+
+    selection: Selection = field(default_factory=lambda: Selection(interval=50))
+    """When the policy chooses slots, how many, and on how many images."""
+
     toolbox: ToolboxConfig = field(default_factory=ToolboxConfig)
     """Sizes of the modules."""
 
@@ -63,7 +70,7 @@ class AdaptOptions:
     """Tiles in a step."""
 
     learning_rate: float = 1e-4
-    """Peak rate without labels."""
+    """Peak rate without labels; a backbone that trains takes a tenth, as in ``Recipe``."""
 
     labelled_rate: float = 1e-3
     """Peak rate with labels."""
@@ -74,19 +81,13 @@ class AdaptOptions:
     replay_weight: float = 0.05
     """Weight of a pixel pasted from a replay tile, against at most 1 of a pseudo-label."""
 
-    score_images: int = 8
-    """Images behind a Fisher score."""
-
-    reselect: int = 50
-    """Steps between two choices of slots."""
-
     guard_tiles: int = 16
     """Tiles that the guard looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What came of it. Where the gate stayed closed, ``toolbox`` and ``head`` are None."""
+    """What came of it. Behind a closed gate ``toolbox``, ``head`` and ``backbone`` are None."""
 
     decision: str
     """``adapted`` or ``gate-closed``."""
@@ -94,20 +95,23 @@ class Adaptation:
     evidence: Mapping[str, Any]
     """What the guard saw of both models, JSON values."""
 
-    toolbox: Toolbox | None
-    """The adapted modules, attached to a copy of the model."""
+    toolbox: tuple[Toolbox, ToolboxConfig] | None
+    """The adapted modules, attached to a copy of the model, and their sizes."""
 
     head: nn.Module | None
     """The adapted head."""
+
+    backbone: nn.Module | None
+    """The adapted backbone, where the policy trains it."""
 
     slots: tuple[Slot, ...]
     """Slots that were open at some time."""
 
     scores: Scores
-    """Of the last choice."""
+    """Of the last choice; empty where the policy never chooses."""
 
     trained_parameters: int
-    """Parameters of the slots, head excluded."""
+    """Parameters that trained, head excluded."""
 
     steps: int
     """Optimiser steps taken."""
@@ -130,10 +134,11 @@ def adapt_scene(
 ) -> Adaptation:
     """Adapt a model to a scene, without labels or with the dataset's.
 
-    The backbone stays frozen. Every ``reselect`` steps the gate scores all modules by Fisher
-    information on single images of the scene and opens a quarter of them; these and the head
-    train on pseudo-labels of an averaged teacher, mixed with generated replay tiles, and on
-    labels where there are any. At the end a guard compares both models on tiles drawn apart.
+    By default the backbone stays frozen. Every 50 steps the gate scores all modules by Fisher
+    information on single images of the scene and opens a quarter of them; other policies train
+    something else. What is open and the head train on pseudo-labels of an averaged teacher,
+    mixed with generated replay tiles, and on labels where there are any. At the end a guard
+    compares both models on tiles drawn apart.
 
     Source:
         CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
@@ -167,17 +172,18 @@ def adapt_scene(
     guard = _guard_tiles(run_, tiles, options)
     before = guard()
     losses = run_.train(monitor)
-    decision, evidence = decide(before, guard())
+    kept, evidence = decide(before, guard())
+    tuner = run_.tuner
+    modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
-        decision="adapted" if decision else "gate-closed",
+        decision="adapted" if kept else "gate-closed",
         evidence=evidence | {"labels_held_back": bool(tiles.held_back)},
-        toolbox=run_.toolbox if decision else None,
-        head=run_.model.head if decision else None,
-        slots=tuple(sorted(run_.toolbox.used)),
-        scores=run_.scores,
-        trained_parameters=sum(
-            p.numel() for slot in run_.toolbox.used for p in run_.toolbox.parameters(slot).values()
-        ),
+        toolbox=modules if kept else None,
+        head=run_.model.head if kept else None,
+        backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
+        slots=tuple(sorted(tuner.toolbox.used)) if tuner.toolbox else (),
+        scores=tuner.scores,
+        trained_parameters=tuner.trained_parameters,
         steps=len(losses),
         losses=losses,
         seconds=time.perf_counter() - started,
@@ -214,11 +220,14 @@ class _Run:
     def __init__(self, loaded: LoadedModel, tiles: SceneTiles, options: AdaptOptions) -> None:
         self.options, self.tiles = options, tiles
         self.model = copy.deepcopy(loaded.segmenter).to(options.device)
-        freeze(self.model)
-        generator = torch.Generator().manual_seed(options.seed)
-        self.toolbox = attach(self.model.backbone, options.toolbox, generator=generator)
-        for parameter in self.model.head.parameters():
-            parameter.requires_grad_(True)
+        self.tuner = Tuner(
+            self.model,
+            options.policy,
+            selection=options.selection,
+            seed=options.seed,
+            sizes=options.toolbox,
+            batch=options.batch,
+        )
         self.replay: ReplaySource | None = None
         self.held_back: tuple[Tensor, Tensor] | None = None
         if loaded.replay:
@@ -226,15 +235,7 @@ class _Run:
                 loaded.replay, size_px=options.tile_px, held_back=options.guard_tiles
             )
         self.rng = np.random.default_rng(options.seed)
-        self.scores = Scores({})
-        modules = {
-            f"{slot}.{name}": parameter
-            for slot in self.toolbox.slots
-            for name, parameter in self.toolbox.parameters(slot).items()
-        }
-        head = {f"head.{k}": v for k, v in self.model.head.named_parameters()}
-        self._parameters = modules | head
-        self._average = WeightAverage(self._parameters, decay=0.99)
+        self._average = WeightAverage(self.tuner.parameters, decay=0.99)
         self.named_values = sorted(tiles.named)
         classes = range(len(self.model.config.classes))
         self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
@@ -260,36 +261,48 @@ class _Run:
             learning_rate=options.labelled_rate if labelled else options.learning_rate,
             seconds=None if options.minutes is None else 60 * options.minutes,
         )
-        optimizer = torch.optim.AdamW(self._parameters.values(), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
 
         def step_loss(step: int) -> Tensor:
-            if step % options.reselect == 0:
-                self._choose_slots()
+            if self.tuner.due(step):
+                self.tuner.select(self._image_losses())
             return self._labelled_loss() if labelled else self._unlabelled_loss()
 
         losses = run(step_loss, optimizer, self._average, schedule=schedule, monitor=monitor)
         self._average.copy_to_model()
         return losses
 
-    def _choose_slots(self) -> None:
-        def single(index: int) -> Callable[[], Tensor]:
-            return lambda: self._image_loss(batch, index)
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: a backbone that trains takes a share of the rate."""
+        named = self.tuner.parameters.items()
+        backbone = [p for name, p in named if name.startswith("backbone.")]
+        added = [p for name, p in named if not name.startswith("backbone.")]
+        return [{"params": added}, {"params": backbone, "share": Recipe.backbone_share}]
 
-        count = self.options.score_images
-        batch = self.tiles.draw_labelled(count) if self.tiles.labelled else self.tiles.draw(count)
-        self.scores = fisher_scores(self.toolbox, [single(i) for i in range(count)])
-        self.toolbox.open(choose(self.scores, default_k(self.toolbox)))
+    def _image_losses(self) -> list[Callable[[], Tensor]]:
+        """Return the losses of single images that a choice of slots rests on."""
+        count = self.tuner.images
+        if not count:
+            return []
+        draw = self.tiles.draw_labelled if self.tiles.labelled else self.tiles.draw
+        with self.tiles.ahead():  # so that what trains is the same under every policy
+            batch = draw(count)
+        return [partial(self._image_loss, batch, index) for index in range(count)]
 
     def _image_loss(self, batch: TileBatch, index: int) -> Tensor:
         one = slice(index, index + 1)
         images, labels = batch.images[one], batch.labels[one]
         if self.tiles.labelled:
             return self._loss(images, PseudoLabels(labels=labels, weights=torch.ones(labels.shape)))
-        return self._loss(images, self._pseudo(images, batch.valid[one]))
+        # The running shares follow what trains: a look for scores must not change the training.
+        pseudo = self._pseudo(self._probabilities(images), batch.valid[one])
+        return self._loss(images, pseudo)
 
     def _unlabelled_loss(self) -> Tensor:
         batch = self.tiles.draw(self.options.batch)
-        pseudo = self._pseudo(batch.images, batch.valid)
+        probabilities = self._probabilities(batch.images)
+        self._align.follow(probabilities, batch.valid)
+        pseudo = self._pseudo(probabilities, batch.valid)
         images = strengthen(batch.images, self.rng)
         if self.replay is not None:
             donor, labels = self.replay.draw(self.options.batch, self.rng)
@@ -305,11 +318,13 @@ class _Run:
         supervised = self._loss(strengthen(batch.images, self.rng), truth)
         return supervised + 0.5 * self._unlabelled_loss()
 
-    def _pseudo(self, images: Tensor, valid: Tensor) -> PseudoLabels:
+    def _probabilities(self, images: Tensor) -> Tensor:
+        """Return the teacher's, (batch, class, row, col)."""
         with self._average.applied():
-            probabilities = both_ways(self.logits_on_cpu, images)
-        aligned = self._align(probabilities, valid)
-        return pseudo_label(aligned, valid, keep=self.options.keep)
+            return both_ways(self.logits_on_cpu, images)
+
+    def _pseudo(self, probabilities: Tensor, valid: Tensor) -> PseudoLabels:
+        return pseudo_label(self._align(probabilities), valid, keep=self.options.keep)
 
     def _loss(self, images: Tensor, truth: PseudoLabels) -> Tensor:
         device = self.options.device

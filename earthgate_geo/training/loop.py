@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,23 @@ class WeightAverage:
     """An exponential average of weights, faster while it is young.
 
     Source:
-        Tarvainen and Valpola 2017, "Mean teachers", arXiv:1703.01780; the young average follows
-        ``(1 + n) / (10 + n)``.
+        Tarvainen and Valpola 2017, "Mean teachers", arXiv:1703.01780.
 
     Args:
         parameters: The parameters to follow, by name.
         decay: Weight of the past in one update, 0..1.
+        young: Numbers a and b: in update ``n``, from 1, the past weighs at most
+            ``(a + n) / (b + n)``.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
-        self._decay, self._updates = decay, 0
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        decay: float,
+        young: tuple[int, int] = (1, 10),
+    ) -> None:
+        self._decay, self._young, self._updates = decay, young, 0
         self._parameters = dict(parameters)
         self._values = {k: v.detach().clone() for k, v in self._parameters.items()}
 
@@ -34,7 +42,8 @@ class WeightAverage:
     def update(self) -> None:
         """Move the average towards the weights as they are."""
         self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        above, below = (self._updates + each for each in self._young)
+        decay = min(self._decay, above / below)
         for key, parameter in self._parameters.items():
             self._values[key].lerp_(parameter, 1 - decay)
 
@@ -52,6 +61,17 @@ class WeightAverage:
         """Give the model the averaged weights."""
         for key, parameter in self._parameters.items():
             parameter.copy_(self._values[key])
+
+    def state(self) -> dict[str, Any]:
+        """Return the averaged weights by name, not copied, and how many updates they have seen."""
+        return {"values": self._values, "updates": self._updates}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned for parameters of the same names."""
+        self._updates = state["updates"]
+        for key, value in self._values.items():
+            value.copy_(state["values"][key])
 
     def _swap(self) -> None:
         for key, parameter in self._parameters.items():
@@ -90,6 +110,8 @@ def run(
 ) -> list[float]:
     """Take optimiser steps on ``step_loss(step)`` and return the loss of each.
 
+    A group of parameters with a ``share`` takes that share of the schedule's rate.
+
     Raises:
         EarthgateError: The loss is not finite.
         CancelledError: The monitor cancelled.
@@ -97,7 +119,7 @@ def run(
     started, losses = time.perf_counter(), []
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = group.get("share", 1.0) * schedule.rate(step)
         loss = step_loss(step)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earthgate_geo.data.replay import Replay
 from earthgate_geo.metrics import UNKNOWN
-from earthgate_geo.model_file import Replay
 from earthgate_geo.training.radiometry import vary_radiometry
 
 
@@ -37,15 +37,24 @@ class Alignment:
         wanted: Share of each class in the source model's labels of the scene, (class,).
     """
 
-    def __init__(self, wanted: Tensor) -> None:
-        self._wanted = wanted
-        self._running = wanted.clone()
+    wanted: Tensor
+    """(class,)."""
 
-    def __call__(self, probabilities: Tensor, valid: Tensor) -> Tensor:
-        """Align probabilities (batch, class, row, col), and follow their shares."""
+    running: Tensor
+    """Shares in what it has followed so far, (class,)."""
+
+    def __init__(self, wanted: Tensor) -> None:
+        self.wanted = wanted
+        self.running = wanted.clone()
+
+    def follow(self, probabilities: Tensor, valid: Tensor) -> None:
+        """Take a batch (batch, class, row, col) of a training step into the running shares."""
         if valid.any():
-            self._running.lerp_(shares(probabilities, valid), 0.1)
-        ratio = ((self._wanted + 1e-3) / (self._running + 1e-3)).clamp(max=10.0)
+            self.running.lerp_(shares(probabilities, valid), 0.1)
+
+    def __call__(self, probabilities: Tensor) -> Tensor:
+        """Align probabilities (batch, class, row, col)."""
+        ratio = ((self.wanted + 1e-3) / (self.running + 1e-3)).clamp(max=10.0)
         aligned = probabilities * ratio.view(1, -1, 1, 1)
         return aligned / aligned.sum(1, keepdim=True)
 

@@ -1,6 +1,7 @@
 """Batches of a scene's tiles at the network's scale, for adaptation and its guard."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,15 @@ class SceneTiles:
             row, col, _ = own[self._below(len(own))]
             windows.append(self._around(row, col))
         return self.read(windows)
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Draw tiles that will be drawn once more afterwards: a look at the coming steps."""
+        state = self._generator.get_state()
+        try:
+            yield
+        finally:
+            self._generator.set_state(state)
 
     def read(self, windows: Sequence[Window], *, held_back: bool = False) -> TileBatch:
         """Read tiles with their training labels, or with the ``held_back`` ones instead."""

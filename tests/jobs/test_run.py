@@ -13,11 +13,18 @@ import earthgate_geo
 from earthgate_geo.errors import CancelledError, InputError
 from earthgate_geo.model_file import load_model, read_header
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.recipe import Policy
 from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest, VectorizeRequest
 
 SILENT = SilentMonitor()
 CLOSED = AdaptRequest(src="scene.tif", model="closed.safetensors", steps=1, dst=Path("map.tif"))
 OPEN = replace(CLOSED, model="open.safetensors", labels="truth.tif", steps=30)
+
+SLOTS = dict.fromkeys(Policy, 4) | {  # of a network of four layers
+    **dict.fromkeys([Policy.ALL, Policy.MATCHED_ALL], 12),
+    **dict.fromkeys([Policy.HEAD_ONLY, Policy.FULL], 0),
+    **dict.fromkeys([Policy.GATE, Policy.RANDOM_K, Policy.FIXED_K, Policy.GRAD_NORM_K], 3),
+}
 
 
 class StopAt(SilentMonitor):
@@ -139,6 +146,20 @@ def test_labels_open_the_gate_and_the_adapter_file_maps_the_same(place) -> None:
     assert (document["steps"], document["seed"]) == (30, 0)
     assert document["seconds"]["total"] > document["seconds"]["adapt"] > 0
     assert Path("map.tif").read_bytes() == Path("2.tif").read_bytes()
+    with rasterio.open("map.tif") as found:
+        assert found.tags()["EARTHGATE_ADAPTER"] == f"sha256:{document['model']['adapter']}"
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_every_policy_adapts_and_what_it_saved_maps(place, policy) -> None:
+    document = earthgate_geo.run_adapt(replace(OPEN, policy=policy, steps=2), SILENT)
+
+    record = read_header("scene.adapter.safetensors")["record"]
+    assert (document["policy"], document["decision"]) == (policy, "adapted")
+    same = ("policy", "slots", "trained_parameters", "steps", "seed")
+    assert {key: record[key] for key in same} == {key: document[key] for key in same}
+    assert len(document["slots"]) == SLOTS[policy]
+    assert (document["trained_parameters"] > 0) == (policy is not Policy.HEAD_ONLY)
     with rasterio.open("map.tif") as found:
         assert found.tags()["EARTHGATE_ADAPTER"] == f"sha256:{document['model']['adapter']}"
 

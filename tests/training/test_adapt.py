@@ -14,10 +14,12 @@ from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.model_file import load_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.read import open_scene
+from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
 from earthgate_geo.training.tiles import SceneTiles
 
-OPTIONS = AdaptOptions(steps=4, tile_px=64, batch=2, score_images=2, reselect=2, guard_tiles=4)
+SELECTION = Selection(interval=2, images=2)
+OPTIONS = AdaptOptions(steps=4, tile_px=64, batch=2, selection=SELECTION, guard_tiles=4)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def _adapt(loaded, scene, *, labels=None, monitor=None, options=OPTIONS):
 
 
 def _weights(adaptation):
-    modules = adaptation.toolbox.state_dict() if adaptation.toolbox else {}
+    modules = adaptation.toolbox[0].state_dict() if adaptation.toolbox else {}
     return modules | (dict(adaptation.head.state_dict()) if adaptation.head else {})
 
 
@@ -71,6 +73,48 @@ def test_the_source_model_is_not_touched_and_a_quarter_of_the_slots_trains(tmp_p
     assert adaptation.steps == len(adaptation.losses) == 4
     assert adaptation.trained_parameters > 0
     assert adaptation.decision in {"adapted", "gate-closed"}
+
+
+def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded):
+    options = replace(OPTIONS, policy=Policy.FULL, steps=1, labelled_rate=1e-2)
+
+    with _scene(tmp_path) as scene:
+        adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene), options=options)
+
+    @torch.no_grad()
+    def moved(after, before):
+        pairs = zip(after.parameters(), before.parameters(), strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs)
+
+    source = loaded.segmenter
+    share = moved(adaptation.backbone, source.backbone) / moved(adaptation.head, source.head)
+    assert share == pytest.approx(0.1, rel=0.01)
+    assert adaptation.toolbox is None
+    assert adaptation.trained_parameters == sum(p.numel() for p in source.backbone.parameters())
+
+
+def test_a_policy_without_modules_hands_back_the_head_alone(tmp_path, loaded):
+    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2)
+
+    with _scene(tmp_path) as scene:
+        adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene), options=options)
+
+    assert adaptation.head is not None
+    assert adaptation.toolbox is adaptation.backbone is None
+    assert (adaptation.slots, adaptation.trained_parameters) == ((), 0)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_choosing_every_module_trains_exactly_as_all_do(tmp_path, loaded, labelled):
+    losses = {}
+    for policy in (Policy.GATE, Policy.ALL):
+        selection = Selection(interval=2, images=2, share=1.0)
+        options = replace(OPTIONS, policy=policy, selection=selection)
+        with _scene(tmp_path) as scene:
+            labels = _labelled(tmp_path, scene) if labelled else None
+            losses[policy] = _adapt(loaded, scene, labels=labels, options=options).losses
+
+    assert losses[Policy.GATE] == losses[Policy.ALL]
 
 
 def test_the_same_seed_repeats_a_run_exactly(tmp_path, loaded):
@@ -115,16 +159,18 @@ def test_held_back_labels_never_reach_training_and_the_rest_never_the_guard(tmp_
         assert np.array_equal(seen.numpy(), labels.read(window))
 
 
-def test_a_closed_gate_hands_back_no_modules(tmp_path, loaded):
+@pytest.mark.parametrize("policy", [Policy.GATE, Policy.FULL])
+def test_a_closed_gate_hands_back_nothing_that_trained(tmp_path, loaded, policy):
+    options = replace(OPTIONS, policy=policy, labelled_rate=0.0)
+
     with _scene(tmp_path) as scene:
         labels = _labelled(tmp_path, scene)
-        adaptation = _adapt(
-            loaded, scene, labels=labels, options=replace(OPTIONS, labelled_rate=0.0)
-        )
+        adaptation = _adapt(loaded, scene, labels=labels, options=options)
 
     assert adaptation.decision == "gate-closed"  # nothing moved, so nothing fits better
     assert adaptation.toolbox is None
     assert adaptation.head is None
+    assert adaptation.backbone is None
     assert adaptation.evidence["against"] == ["the labels fit no better"]
 
 

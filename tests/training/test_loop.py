@@ -50,6 +50,24 @@ def test_the_average_lies_between_start_and_end_and_is_swapped_in_and_out():
     assert parameter.item() == pytest.approx(teacher)
 
 
+def test_a_restored_average_goes_on_as_the_one_that_was_kept():
+    parameter, average, _ = _setup()
+    for _ in range(3):
+        with torch.no_grad():
+            parameter.add_(1)
+        average.update()
+    other = WeightAverage({"p": parameter}, decay=0.9)
+
+    other.load_state(average.state())
+    with torch.no_grad():
+        parameter.add_(1)
+    average.update()
+    other.update()
+
+    assert torch.equal(other.state()["values"]["p"], average.state()["values"]["p"])
+    assert other.state()["updates"] == 4
+
+
 def test_a_loss_that_is_not_finite_stops_with_advice():
     parameter, average, optimizer = _setup()
 

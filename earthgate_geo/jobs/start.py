@@ -1,0 +1,145 @@
+"""The network that a training starts from: a model, or a backbone with a new head."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from earthgate_geo.checkpoint_file import read_checkpoint
+from earthgate_geo.data.replay import Replay
+from earthgate_geo.errors import InputError
+from earthgate_geo.model_file import file_digest, load_model
+from earthgate_geo.models.backbone import (
+    BackboneConfig,
+    default_options,
+    default_scaling,
+    pretrained_state,
+)
+from earthgate_geo.models.checkpoint import KeyReport, fit_checkpoint
+from earthgate_geo.models.heads import default_head
+from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.raster.classes import ClassTable
+
+PUBLISHED = "published"
+"""Stands for the weights that timm knows of a backbone."""
+
+
+class Choice(Protocol):
+    """What a request says about where to start."""
+
+    @property
+    def model(self) -> str | None:
+        """Model by file or name; the packaged model without, if there is no backbone either."""
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Folders in which names of models are looked up, after the packaged ones."""
+
+    @property
+    def backbone(self) -> str | None:
+        """Backbone by name."""
+
+    @property
+    def weights(self) -> str | None:
+        """The backbone's checkpoint file, or ``published``; random without."""
+
+    @property
+    def head(self) -> str | None:
+        """Kind of a new head; the model's, or ``fpn`` with a backbone, without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A network before training, and where it came from."""
+
+    segmenter: Segmenter
+    """All of its parameters may be changed."""
+
+    name: str
+    """Of the model or the backbone."""
+
+    digest: str | None
+    """SHA-256 of its file; None where the weights are random or came over the network."""
+
+    trained: bool
+    """Whether its head knows the classes already."""
+
+    keys: KeyReport | None = None
+    """What became of a checkpoint's tensors."""
+
+    licence: str = "not stated"
+    """Of a model."""
+
+    replay: Replay | None = None
+    """Tiles of a model whose classes stay."""
+
+
+def starting_model(choice: Choice, classes: ClassTable, *, crop_px: int, seed: int) -> Start:
+    """Return the network that a training starts from.
+
+    A model keeps its head and its classes where these have the names of ``classes``, in whatever
+    order, and no other head is asked for. Every other head is new.
+
+    Args:
+        choice: What the user says.
+        classes: To tell apart.
+        crop_px: Height and width of the crops that it will see.
+        seed: Of new weights.
+
+    Raises:
+        InputError: There is no such model, backbone or file, or the model is an adapter.
+        ModelFileError: A file cannot be used, or does not fit the backbone.
+        MissingDependencyError: The head needs an optional library.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        if choice.backbone is not None:
+            return _from_backbone(choice, choice.backbone, classes, crop_px)
+        return _from_model(choice, classes)
+
+
+def _from_backbone(choice: Choice, name: str, classes: ClassTable, crop_px: int) -> Start:
+    scaling: dict[str, Any] = dict(default_scaling(name))
+    config = SegmenterConfig(
+        classes=classes,
+        backbone=BackboneConfig(name=name, options=default_options(name, crop_px)),
+        head=default_head(choice.head or "fpn"),
+        tile_px=crop_px,
+        **scaling,
+    )
+    segmenter = Segmenter(config)
+    digest, keys = None, None
+    if choice.weights == PUBLISHED:
+        keys = fit_checkpoint(segmenter.backbone, pretrained_state(name))
+    elif choice.weights is not None:
+        keys = fit_checkpoint(segmenter.backbone, read_checkpoint(choice.weights))
+        digest = file_digest(choice.weights)
+    return Start(segmenter=segmenter, name=name, digest=digest, trained=False, keys=keys)
+
+
+def _from_model(choice: Choice, classes: ClassTable) -> Start:
+    loaded = load_model(choice.model, folders=choice.model_folders)
+    if loaded.adapter is not None:
+        raise InputError(
+            found=f"{choice.model} is an adapter, made for {loaded.adapter.scene}",
+            expected="a model",
+            fix=f"Start from its base {loaded.name}",
+        )
+    segmenter, config = loaded.segmenter, loaded.segmenter.config
+    kept = choice.head in (None, config.head.kind) and set(classes.names) == set(
+        config.classes.names
+    )
+    if not kept:
+        head = config.head if choice.head is None else default_head(choice.head)
+        fresh = Segmenter(replace(config, classes=classes, head=head))
+        fresh.backbone, fresh.settled = segmenter.backbone, segmenter.settled
+        segmenter = fresh
+    return Start(
+        segmenter=segmenter,
+        name=loaded.name,
+        digest=loaded.digest,
+        trained=kept,
+        licence=str(loaded.card.get("licence", "not stated")),
+        replay=loaded.replay if kept else None,
+    )

@@ -1,0 +1,262 @@
+from dataclasses import replace
+from pathlib import Path
+
+import lessons
+import pytest
+import torch
+from workplace import files
+
+from earthgate_geo.errors import CancelledError, EarthgateError, InputError
+from earthgate_geo.jobs.inventory import describe
+from earthgate_geo.jobs.run import run_adapt, run_map
+from earthgate_geo.jobs.train import plan_train, run_train
+from earthgate_geo.model_file import load_model
+from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.recipe import Policy
+from earthgate_geo.request import AdaptRequest, MapRequest, TrainRequest
+
+QUICK = TrainRequest(
+    data=Path("lessons"),
+    out=Path("new.safetensors"),
+    model="open.safetensors",
+    steps=4,
+    batch=2,
+    crop_px=32,
+    interval=2,
+    learning_rate=1e-3,
+)
+
+
+class Watch(SilentMonitor):
+    """Remembers what it was told, and cancels after a step."""
+
+    def __init__(self, *, last=None) -> None:
+        self.last, self.done, self.warnings = last, [], []
+
+    def update(self, done) -> None:
+        self.done.append(done)
+        if done == self.last:
+            raise CancelledError
+
+    def warn(self, message) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def place(place):
+    lessons.furnish(place / "lessons")
+    return place
+
+
+def test_a_trained_model_maps_adapts_and_says_how_it_was_trained(place):
+    document = run_train(QUICK, SilentMonitor())
+
+    mapped = run_map(
+        MapRequest(src="scene.tif", dst=Path("map.tif"), model="new.safetensors"), SilentMonitor()
+    )
+    adapted = run_adapt(
+        AdaptRequest(src="scene.tif", model="new.safetensors", steps=1), SilentMonitor()
+    )
+    about = describe("new.safetensors")
+    assert [entry["name"] for entry in mapped["classes"]] == ["dark", "bright"]
+    assert adapted["decision"] in ("adapted", "gate-closed")
+    assert about["digest"] == document["digest"]
+    assert about["gsd"] == document["gsd"] == pytest.approx([0.25, 1.0], rel=1e-3)
+    training = about["card"]["training"]
+    assert training["recipe"]["steps"] == document["steps"] == 4
+    assert training["slots"] == document["slots"]
+    assert len(training["scores"]) == document["modules"] == 12
+    assert len(document["slots"]) >= 3
+    assert about["card"]["data"]["source"]["images"] == 3
+    assert about["card"]["start"]["name"] == "open"
+    assert not any(".earthgate" in name for name in files(place))
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_the_file_of_every_policy_predicts_and_repeats(place, policy):
+    request = replace(QUICK, policy=policy.value, steps=2, model=None, backbone="earthgate_tiny")
+
+    document = run_train(request, SilentMonitor())
+
+    segmenter = load_model("new.safetensors").segmenter
+    kept = {str(slot) for settled in segmenter.settled for slot in settled.slots}
+    assert segmenter(torch.rand(1, 3, 40, 40)).shape == (1, 2, 40, 40)
+    assert kept == {slot for slot in document["slots"] if not slot.endswith("spatial")}
+
+
+def test_a_trained_model_can_be_trained_again_on_top_of_its_modules(place):
+    first = replace(QUICK, policy="semantic", steps=1)
+    run_train(first, SilentMonitor())
+    again = replace(first, model="new.safetensors", out=Path("again.safetensors"))
+
+    document = run_train(replace(again, policy="frequency"), SilentMonitor())
+
+    settled = load_model("again.safetensors").segmenter.settled
+    kinds = [{slot.kind.value for slot in modules.slots} for modules in settled]
+    assert kinds == [{"semantic"}, {"frequency"}]
+    assert document["start"]["head_is_new"] is False
+
+
+def test_a_model_of_the_same_classes_keeps_its_head_and_their_order(place):
+    names = tuple(reversed(load_model("open.safetensors").segmenter.config.classes.names))
+    lessons.furnish(place / "same", names=names)
+    request = replace(QUICK, data=Path("same"), steps=1, learning_rate=1e-9, policy="head-only")
+
+    document = run_train(request, SilentMonitor())
+
+    new, old = (load_model(f"{name}.safetensors").segmenter for name in ("new", "open"))
+    assert document["start"]["head_is_new"] is False
+    assert new.config.classes == old.config.classes
+    for key, value in old.head.state_dict().items():
+        torch.testing.assert_close(new.head.state_dict()[key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_ignored_classes_are_no_classes_of_the_model(place):
+    lessons.furnish(place / "three", names=("dark", "nothing", "bright"))
+
+    document = run_train(
+        replace(QUICK, data=Path("three"), ignore=("nothing",), steps=1), SilentMonitor()
+    )
+
+    assert document["classes"] == ["dark", "bright"]
+
+
+def test_a_cancelled_training_resumes_to_the_same_file(place):
+    lessons.furnish(place / "target", seed=1)
+    request = replace(QUICK, target=Path("target"), steps=6, pseudo_weight="certainty")
+    whole = run_train(request, SilentMonitor())["digest"]
+    Path("new.safetensors").unlink()
+
+    with pytest.raises(CancelledError):
+        run_train(request, Watch(last=3))
+    kept = files(place)
+    watch = Watch()
+    resumed = run_train(request, watch)
+
+    assert {name for name in kept if "new" in name} == {
+        ".new.safetensors.earthgate",
+        ".new.safetensors.earthgate/last.ckpt",
+    }
+    assert watch.done == [4, 5, 6]
+    assert resumed["digest"] == whole
+    assert not any(".earthgate" in name for name in files(place))
+
+
+def test_the_state_of_another_training_is_refused_until_it_is_discarded(place):
+    with pytest.raises(CancelledError):
+        run_train(QUICK, Watch(last=1))
+    other = replace(QUICK, seed=3)
+
+    with pytest.raises(InputError) as refusal:
+        run_train(other, SilentMonitor())
+    watch = Watch()
+    run_train(replace(other, resume=False), watch)
+
+    assert str(refusal.value) == (
+        "an unfinished run with seed 0; expected 3. Pass --no-resume to discard it, or give "
+        "another --out."
+    )
+    assert watch.done == [1, 2, 3, 4]
+
+
+def test_other_images_are_another_training(place):
+    with pytest.raises(CancelledError):
+        run_train(QUICK, Watch(last=1))
+    lessons.furnish(place / "more", images=4)
+
+    with pytest.raises(InputError, match=r"an unfinished run with source\.digest "):
+        run_train(replace(QUICK, data=Path("more")), SilentMonitor())
+
+
+def test_no_resume_forgets_a_run_even_if_it_is_cancelled_at_once(place):
+    with pytest.raises(CancelledError):
+        run_train(QUICK, Watch(last=1))
+
+    class Impatient(Watch):
+        def stage(self, name, total) -> None:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        run_train(replace(QUICK, resume=False), Impatient())
+
+    assert not any(".earthgate" in name for name in files(place))
+
+
+def test_a_plan_says_what_would_be_done_and_writes_nothing(place):
+    lessons.furnish(place / "target", images=2)
+    before = files(place)
+
+    document = plan_train(replace(QUICK, target=Path("target")), SilentMonitor())
+
+    assert files(place) == before
+    assert document["source"]["images"] == 3
+    assert document["target"]["images"] == 2
+    assert document["recipe"]["target_batch"] == 2
+    assert document["modules"] == 12
+    assert all(document["parameters"][part] > 0 for part in ("head", "modules"))
+    assert document["outputs"] == {"model": "new.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "warned"),
+    [
+        ({"data": Path("placed")}, [0.1, 0.4], 0),
+        ({"data": Path("nowhere"), "gsd": 3.0}, [1.5, 6.0], 0),
+        ({"data": Path("nowhere")}, [0.1, 0.6], 0),
+        ({"data": Path("nowhere"), "model": None, "backbone": "earthgate_tiny"}, [0.01, 100.0], 2),
+    ],
+)
+def test_a_model_is_for_scenes_of_the_scale_that_it_saw(place, changes, wanted, warned):
+    lessons.furnish(place / "placed", gsd_m=0.2)
+    lessons.furnish(place / "nowhere", gsd_m=None)
+    watch = Watch()
+
+    document = plan_train(replace(QUICK, **changes), watch)
+
+    assert document["gsd"] == pytest.approx(wanted, rel=1e-3)
+    assert len(watch.warnings) == warned
+
+
+def _refused(**changes):
+    with pytest.raises(EarthgateError) as refusal:
+        run_train(replace(QUICK, **changes), SilentMonitor())
+    return refusal.value.exit_code, str(refusal.value)
+
+
+def test_images_without_labels_or_names_are_refused_and_nothing_is_left(place):
+    bare = lessons.furnish(place / "bare")
+    for label in (bare / "labels").iterdir():
+        label.unlink()
+    (bare / "labels").rmdir()
+    nameless = lessons.furnish(place / "nameless")
+    (nameless / "classes.json").unlink()
+    before = files(place)
+
+    assert _refused(data=Path("bare")) == (
+        2,
+        f"{Path('bare/images/0.tif')} has no labels; expected labelled images to train on.",
+    )
+    assert _refused(data=Path("nameless")) == (
+        2,
+        (
+            "nameless has no classes.json; expected the names of the labels' codes, e.g. "
+            '{"0": "water", "1": "land"}.'
+        ),
+    )
+    assert files(place) == before
+
+
+def test_a_class_that_cannot_be_ignored_is_refused(place):
+    assert _refused(ignore=("cloud",)) == (2, "--ignore cloud; expected one of dark, bright.")
+
+
+def test_an_adapter_is_no_start(place):
+    run_adapt(AdaptRequest(src="scene.tif", model="open.safetensors", steps=1), SilentMonitor())
+
+    assert _refused(model="scene.adapter.safetensors") == (
+        2,
+        (
+            "scene.adapter.safetensors is an adapter, made for scene; expected a model. "
+            "Start from its base open."
+        ),
+    )
