@@ -9,7 +9,7 @@ from itertools import pairwise
 import click
 
 from earthgate_cli import output
-from earthgate_cli.commands import adapt, doctor, evaluate, info, models, vectorize
+from earthgate_cli.commands import adapt, bench, doctor, evaluate, info, models, train, vectorize
 from earthgate_cli.commands import map as map_scene
 from earthgate_geo import __version__
 from earthgate_geo.errors import CancelledError, EarthgateError
@@ -21,7 +21,7 @@ def cli() -> None:
     """Adapt a frozen vision model to an unseen scene and map it."""
 
 
-for _module in (adapt, map_scene, vectorize, evaluate, info, models, doctor):
+for _module in (adapt, map_scene, train, vectorize, evaluate, bench, info, models, doctor):
     cli.add_command(_module.command)
 
 

@@ -14,6 +14,7 @@ import click
 
 from earthgate_cli.output import Speech
 from earthgate_geo.errors import CancelledError
+from earthgate_geo.recipe import Policy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
@@ -33,6 +34,10 @@ def _pairs(value: type[int] | type[str], *, example: str) -> Callable[[str], dic
         return parsed
 
     return convert
+
+
+numbers = _pairs(int, example="red=1,green=2,blue=3")
+words = _pairs(str, example="place=kampala,season=dry")
 
 
 def _gsd(text: str) -> float | None:
@@ -62,7 +67,7 @@ scene = _together(
     click.option("--model", metavar="NAME|FILE", help="Model or adapter [default: packaged]."),
     click.option(
         "--bands",
-        type=_pairs(int, example="red=1,green=2,blue=3"),
+        type=numbers,
         metavar="NAME=N,...",
         help="Which band of the file is which, e.g. red=3,green=2,blue=1.",
     ),
@@ -91,6 +96,27 @@ outputs = _together(
         metavar="KEY=VAL",
         help="Creation option of GDAL's COG driver; repeatable.",
     ),
+)
+
+policy = click.option(
+    "--policy",
+    type=click.Choice([policy.value for policy in Policy]),
+    default="gate",
+    show_default=True,
+    metavar="NAME",
+    help=f"What trains beside the head: {', '.join(Policy)}.",
+)
+
+start = _together(
+    click.option("--model", metavar="NAME|FILE", help="Model to start from [default: packaged]."),
+    click.option("--backbone", metavar="NAME", help="Backbone to start from instead of a model."),
+    click.option("--weights", metavar="FILE|published", help="The backbone's; random without."),
+    click.option(
+        "--head",
+        type=click.Choice(["linear", "fpn", "mask2former"]),
+        help="A new head [default: the model's, or fpn].",
+    ),
+    policy,
 )
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")

@@ -30,7 +30,7 @@ Document = Mapping[str, Any]
 Summary = Callable[[Document], Iterable[str]]
 
 _EVENT_INTERVAL_S = 0.1
-_RATES = {"adapt": "steps/s", "map": "tiles/s"}
+_RATES = {"adapt": "steps/s", "map": "tiles/s", "train": "steps/s"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class TextMonitor:
     def stage(self, name: str, total: int) -> None:
         """Begin a bar."""
         if self._bars is not None:
-            self._bars.add_task(name, total=total)
+            self._bars.add_task(name, total=total, note="")
 
     def update(self, done: int) -> None:
         """Move the newest bar."""
@@ -128,9 +128,11 @@ class TextMonitor:
             self._bars.update(self._bars.task_ids[-1], completed=done)
 
     def log(self, message: str) -> None:
-        """Print the message for those who asked for more."""
+        """Show the message beside the newest bar; print it for those who asked for more."""
         if self._verbose:
             click.echo(message, err=True)
+        elif self._bars is not None and self._bars.task_ids:
+            self._bars.update(self._bars.task_ids[-1], note=message)
 
     def warn(self, message: str) -> None:
         """Print the warning unless less was asked for."""
@@ -151,6 +153,7 @@ def _bars() -> Progress:
         MofNCompleteColumn(),
         _RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     )
 

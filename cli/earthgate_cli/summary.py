@@ -1,9 +1,12 @@
 """Result documents as lines for people."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Document = Mapping[str, Any]
+
+_KINDS = ("spatial", "semantic", "frequency", "rein")
+"""Columns of the gate, in the order of ``toolbox.base.Kind``, which would load torch."""
 
 
 def plan_lines(document: Document) -> Iterator[str]:
@@ -53,11 +56,118 @@ def evaluate_lines(document: Document) -> Iterator[str]:
     yield f"accuracy {_percent(document['accuracy'])} of {document['pixels']} known pixels"
 
 
+def train_plan_lines(document: Document) -> Iterator[str]:
+    """Say what a training would do."""
+    recipe, start, parameters = document["recipe"], document["start"], document["parameters"]
+    yield f"source      {_images(document['source'])}"
+    if document["target"]:
+        yield f"target      {_images(document['target'])}"
+    yield f"classes     {', '.join(document['classes'])}"
+    head = f"{'new ' if start['head_is_new'] else ''}{start['head']} head"
+    yield f"start       {start['name']}: {start['backbone']}, {head}"
+    for line in start["weights"] or ():
+        yield f"            {line}"
+    yield f"policy      {document['policy']}, {_counted(document['modules'], 'module')}"
+    counts = ", ".join(f"{n:,} in the {part}" for part, n in parameters.items() if n)
+    yield f"parameters  {counts} may train"
+    target = f" + {recipe['target_batch']}" if document["target"] else ""
+    crops = f"{recipe['batch']}{target} crops of {recipe['crop_px']} px"
+    yield f"steps       {recipe['steps']} of {crops}"
+    yield f"scenes      {_range(document['gsd'])}"
+    yield f"outputs     {', '.join(document['outputs'].values())}"
+
+
+def train_lines(document: Document) -> Iterator[str]:
+    """Say what was trained, for how long, and where the model is."""
+    seconds, loss = document["seconds"], document["loss"]
+    rate = document["steps"] / seconds["train"]
+    yield (
+        f"trained {_counted(document['steps'], 'step')} in {_duration(seconds['train'])}, "
+        f"{rate:.2g} steps/s; loss {loss['first']:.3g} at first, {loss['last']:.3g} at last"
+    )
+    modules = ""
+    if document["modules"]:
+        modules = f"{len(document['slots'])} of {_counted(document['modules'], 'module')} used, "
+    trained, head = document["trained_parameters"], document["parameters"]["head"]
+    yield f"policy {document['policy']}: {modules}{trained:,} parameters, and {head:,} of the head"
+    yield f"classes {', '.join(document['classes'])}; {_range(document['gsd'])}"
+    yield from _written(document)
+
+
 def info_lines(document: Document) -> Iterator[str]:
-    """Say every fact on a line of its own."""
-    width = max(len(key) for key in document)
-    for key, value in document.items():
+    """Say every fact on a line of its own, then which modules trained, where some did."""
+    facts = dict(document)
+    if "card" in document:
+        facts["card"] = {k: v for k, v in document["card"].items() if k != "training"}
+        facts |= document["card"].get("training", {})
+    modules = {key: facts.pop(key) for key in ("slots", "scores") if key in facts}
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
         yield f"{key.replace('_', ' '):<{width}}  {_plain(value)}"
+    if modules:
+        yield ""
+        yield from _gate(facts["policy"], facts["trained_parameters"], **modules)
+
+
+def _gate(
+    policy: str, parameters: int, *, scores: Mapping[str, float], slots: Sequence[str]
+) -> Iterator[str]:
+    """Say what trained; as a table of layers and kinds where modules were chosen."""
+    told = f"{parameters:,} parameters trained beside the head"
+    places = [place.split(".") for place in scores or slots]
+    kinds = sorted({kind for _, kind in places}, key=_KINDS.index)
+    layers = range(1 + max((int(layer) for layer, _ in places), default=-1))
+    if not scores and len(slots) == len(layers) * len(kinds):  # nothing was left out
+        modules = f"{_counted(len(slots), 'module')}; " if slots else ""
+        yield f"policy {policy}: {modules}{told}"
+        return
+    yield "layer" + "".join(f"{kind:>11} " for kind in kinds).rstrip()
+    for layer in layers:
+        names = [f"{layer}.{kind}" for kind in kinds]
+        yield f"{layer:>5}" + "".join(_cell(scores.get(s), s in slots) for s in names).rstrip()
+    of_all = f" of {len(scores)}" if scores else ""
+    yield f"* trained and kept: {len(slots)}{of_all} modules; {told}"
+    if scores:
+        yield "%: share of the scores of its kind at the last choice"
+
+
+def _cell(score: float | None, kept: bool) -> str:  # noqa: FBT001
+    return f"{'' if score is None and kept else _percent(score):>11}{'*' if kept else ' '}"
+
+
+def bench_lines(document: Document) -> Iterator[str]:
+    """Say the scores per class and their mean, and what they cost."""
+    yield f"{'class':<24}{'IoU last':>10}{'best on test':>14}"
+    for entry in document["classes"]:
+        scores = f"{_percent(entry['iou_last']):>10}{_percent(entry['iou_best_on_test']):>14}"
+        yield f"{entry['name']:<24}{scores}"
+    means = f"{_percent(document['miou_last']):>10}{_percent(document['miou_best_on_test']):>14}"
+    yield f"{'mean':<24}{means}"
+    if document["miou_before"] is not None:
+        yield f"before   {_percent(document['miou_before'])}"
+    yield f"trained  {document['trained_parameters']:,} parameters beside the head"
+    yield f"time     {_duration(document['seconds']['train'])}"
+    yield from _written(document)
+
+
+def settings_lines(document: Document) -> Iterator[str]:
+    """List the benchmark settings, one a line."""
+    width = max(len(entry["name"]) for entry in document["settings"])
+    for entry in document["settings"]:
+        yield f"{entry['name']:<{width}}  {entry['title']} ({', '.join(entry['suites'])})"
+
+
+def check_lines(document: Document) -> Iterator[str]:
+    """Say of every setting whether its data is there, and what is missing first."""
+    width = max(len(entry["name"]) for entry in document["settings"])
+    for entry in document["settings"]:
+        state = "complete" if entry["complete"] else "found" if entry["found"] else "missing"
+        yield f"{entry['name']:<{width}}  {state}"
+        for role, part in entry["parts"].items():
+            if part["missing"]:
+                more = f" and {part['missing_count'] - 1} more" if part["missing_count"] > 1 else ""
+                yield f"  {role}: {part['missing'][0]}{more}"
+            yield from (f"  {role}: {remark}" for remark in part["remarks"])
 
 
 def models_lines(document: Document) -> Iterator[str]:
@@ -91,6 +201,14 @@ def _tiles(document: Document) -> str:
     return f"{_counted(document['tiles'], 'tile')} of {tile} at {document['gsd']:.3g} m"
 
 
+def _images(images: Document) -> str:
+    return f"{_counted(images['images'], 'image')}, cut into {images['patches']}"
+
+
+def _range(gsd: Sequence[float]) -> str:
+    return f"for scenes of {gsd[0]:.3g} to {gsd[1]:.3g} m a pixel"
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -114,4 +232,4 @@ def _plain(value: Any) -> str:
         return "; ".join(f"{key}: {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_plain(entry) for entry in value)
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from networks import small_segmenter
 from workplace import files
 
 from earthgate_cli.main import main
+from earthgate_geo.model_file import save_model
 
 MAP = ["map", "--src", "scene.tif", "--dst", "map.tif", "--model", "closed.safetensors"]
 ADAPT = ["adapt", *MAP[1:], "--steps", "1"]
+OPEN = ["adapt", "--src", "scene.tif", "--model", "open.safetensors", "--labels", "truth.tif"]
+OPEN += ["--steps", "2"]
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -148,6 +152,62 @@ def test_info_says_what_a_file_is(place, capsys) -> None:
     assert found["closed.safetensors"]["classes"][0] == "building"
     lines = printed(capsys, "info", "scene.tif").splitlines()
     assert lines[0].split() == ["what", "scene"]
+
+
+def test_info_shows_the_gate_as_a_table_of_layers_and_kinds(place, capsys) -> None:
+    printed(capsys, *OPEN)
+
+    document = json.loads(printed(capsys, "info", "scene.adapter.safetensors", "--json"))
+    lines = printed(capsys, "info", "scene.adapter.safetensors").splitlines()
+
+    table = lines[lines.index("") + 1 :]
+    assert table[0] == "layer    spatial    semantic   frequency"
+    for line, layer in zip(table[1:5], range(4), strict=True):
+        names = [f"{layer}.{kind}" for kind in ("spatial", "semantic", "frequency")]
+        cells = [f"{document['scores'][name]:.1%}" for name in names]
+        marks = ["*" * (name in document["slots"]) for name in names]
+        assert line.split() == [str(layer), *map("".join, zip(cells, marks, strict=True))]
+    assert len(document["slots"]) == 3
+    count = document["trained_parameters"]
+    assert table[5:] == [
+        f"* trained and kept: 3 of 12 modules; {count:,} parameters trained beside the head",
+        "%: share of the scores of its kind at the last choice",
+    ]
+    assert not any(line.startswith(("slots", "scores")) for line in lines)
+
+
+def test_info_of_an_adapter_without_a_choice_says_what_trained(place, capsys) -> None:
+    printed(capsys, *OPEN, "--policy", "rein")
+
+    lines = printed(capsys, "info", "scene.adapter.safetensors").splitlines()
+
+    assert lines[-1] == "policy rein: 4 modules; 18,817 parameters trained beside the head"
+
+
+def test_info_of_a_trained_model_shows_its_gate_and_leaves_random_choices_unscored(
+    place, capsys
+) -> None:
+    training = {
+        "recipe": {"steps": 100},
+        "policy": "random-k",
+        "slots": ["1.frequency", "2.semantic"],
+        "scores": {},
+        "trained_parameters": 1234,
+    }
+    save_model(Path("m.safetensors"), small_segmenter(), card={"training": training})
+
+    lines = printed(capsys, "info", "m.safetensors").splitlines()
+
+    assert "recipe              steps: 100" in lines
+    assert lines[lines.index("") + 1 :] == [
+        "layer   semantic   frequency",
+        "    0          -           -",
+        "    1          -            *",
+        "    2           *          -",
+        "* trained and kept: 2 modules; 1,234 parameters trained beside the head",
+    ]
+    document = json.loads(printed(capsys, "info", "m.safetensors", "--json"))
+    assert document["card"]["training"] == training
 
 
 def test_models_lists_the_model_folder_without_adapters(place, capsys) -> None:

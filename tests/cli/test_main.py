@@ -9,7 +9,7 @@ from earthgate_cli import options, output
 from earthgate_cli.main import cli, main
 from earthgate_geo.errors import InputError
 
-COMMANDS = ["adapt", "doctor", "evaluate", "info", "map", "models", "vectorize"]
+COMMANDS = ["adapt", "bench", "doctor", "evaluate", "info", "map", "models", "train", "vectorize"]
 
 
 @pytest.fixture

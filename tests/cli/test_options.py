@@ -45,7 +45,10 @@ def test_the_options_are_the_ones_that_do_something(command) -> None:
         "--src --model --bands --nodata --gsd --assume-crs --device --dst --vector --confidence "
         "--probs --co --overwrite --dry-run --progress --json --quiet --verbose --watch-stdin"
     )
-    own = "--report --out --labels --label-field --label-class --label-map --minutes --steps --seed"
+    own = (
+        "--report --out --labels --label-field --label-class --label-map --minutes --steps --seed "
+        "--policy"
+    )
     wanted = set(common.split()) | (set(own.split()) if command == "adapt" else set())
     found = {name for option in cli.commands[command].params for name in option.opts}
     assert {name for name in found if name.startswith("--")} == wanted

@@ -112,6 +112,24 @@ def test_a_forced_bar_names_the_stage_and_leaves_stdout_alone(capsys: Captured) 
     assert "2/2" in captured.err
 
 
+def test_the_newest_message_stands_beside_the_bar(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(monitor: Monitor) -> dict[str, int]:
+        monitor.log("said too early for any bar")
+        monitor.stage("train", 2)
+        monitor.log("loss 0.9")
+        monitor.log("loss 0.4")
+        monitor.update(2)
+        return {"tiles": 2}
+
+    monkeypatch.setenv("COLUMNS", "160")
+    Speech(progress="bar").run(job, lines)
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.rstrip().endswith("loss 0.4")
+
+
 def test_a_failing_job_leaves_logging_and_warnings_as_they_were() -> None:
     before = (list(logging.getLogger().handlers), warnings.showwarning, list(warnings.filters))
 

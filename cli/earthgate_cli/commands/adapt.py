@@ -21,6 +21,7 @@ from earthgate_cli import options, output, summary
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after these.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps to train [default: 3 minutes].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@options.policy
 @options.overwrite
 @options.dry_run
 @options.job_speech

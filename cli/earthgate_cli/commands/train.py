@@ -1,0 +1,84 @@
+"""``earthgate train``."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import earthgate_geo
+from earthgate_cli import options, output, summary
+
+
+def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """Take the defaults of the other options from a TOML file, which names the folder itself."""
+    if value.suffix.lower() != ".toml":
+        return value
+    try:
+        with value.open("rb") as file:
+            given = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{value} cannot be read as TOML: {error}", ctx, param) from error
+    names = {opt.lstrip("-"): each.name for each in ctx.command.params for opt in each.opts}
+    foreign = sorted(given.keys() - names.keys())
+    if foreign or "data" not in given:
+        problem = f"does not know {foreign[0]!r}" if foreign else "must name the folder as data"
+        raise click.BadParameter(
+            f"{value} {problem}; its keys are the options without dashes.", ctx, param
+        )
+    pairs = {key: v for key, v in given.items() if isinstance(v, Mapping)}
+    joined = {key: ",".join(f"{k}={v}" for k, v in pair.items()) for key, pair in pairs.items()}
+    ctx.default_map = {names[key]: v for key, v in (given | joined).items()}
+    return Path(given["data"])
+
+
+@click.command("train")
+@click.option(
+    "--data",
+    type=options.FilePath,
+    required=True,
+    is_eager=True,
+    callback=_settings,
+    metavar="DIR|TOML",
+    help="Labelled images, or a file of these options: steps = 2000.",
+)
+@click.option("--where", type=options.words, metavar="COL=VAL,...", help="Of the manifest.")
+@click.option("--ignore", multiple=True, metavar="CLASS", help="Class that means unknown.")
+@click.option("--target", type=options.FilePath, metavar="DIR", help="Images of the target.")
+@click.option("--target-where", type=options.words, metavar="COL=VAL,...", help="Of its manifest.")
+@click.option("--bands", type=options.numbers, metavar="NAME=N,...", help="Red, green and blue.")
+@click.option("--gsd", type=float, metavar="M", help="Ground size of a pixel, if images lack it.")
+@click.option("--out", required=True, type=options.FilePath, help="Model file to write.")
+@options.start
+@click.option("--steps", type=click.IntRange(min=1), help="Steps to train [default: 20000].")
+@click.option("--batch", type=click.IntRange(min=1), help="Images in a step [4; 2 and 2].")
+@click.option("--crop", "crop_px", type=click.IntRange(min=1), help="Side of a crop [512 px].")
+@click.option("--learning-rate", type=float, help="Rate at the first step [0.0001].")
+@click.option("--interval", type=click.IntRange(min=1), help="Steps between choices [100; 50].")
+@click.option("--modules", type=float, metavar="SHARE", help="Share that is open [0.25].")
+@click.option(
+    "--pseudo-weight",
+    type=click.Choice(["none", "certainty", "share"]),
+    help="What weighs the target's pseudo-labels [none].",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, help="Devices to train on [1].")
+@click.option("--strategy", default="auto", help="How they share the work, as Lightning names it.")
+@click.option("--resume/--no-resume", default=True, help="Go on where a run stopped [on].")
+@options.overwrite
+@options.dry_run
+@options.job_speech
+def command(*, dry_run: bool, speech: output.Speech, **asked: Any) -> None:
+    """Train a model on labelled images, and on the unlabelled ones of a target."""
+    request = earthgate_geo.TrainRequest(model_folder=options.model_folder(), **asked)
+    request.check()  # before torch is loaded, which takes seconds
+    if dry_run:
+        speech.run(
+            lambda monitor: earthgate_geo.plan_train(request, monitor), summary.train_plan_lines
+        )
+        return
+    if earthgate_geo.process_rank() > 0:
+        speech = output.Speech(quiet=True)
+    speech.run(lambda monitor: earthgate_geo.run_train(request, monitor), summary.train_lines)

@@ -1,0 +1,224 @@
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lessons
+import pytest
+from workplace import files
+
+from earthgate_cli.main import main
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+ENGINE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from earthgate_cli.main import main; sys.exit(main(sys.argv[1:]))"
+)
+TRAIN = [
+    *("train", "--data", "lessons", "--out", "new.safetensors", "--model", "open.safetensors"),
+    *("--steps", "3", "--batch", "1", "--crop", "32", "--interval", "2"),
+]
+
+
+@pytest.fixture
+def place(place):
+    lessons.furnish(place / "lessons")
+    return place
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_says_what_it_trained_and_wrote(place, capsys) -> None:
+    code, out, err = run(capsys, *TRAIN)
+
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].startswith("trained 3 steps in ")
+    assert lines[1].startswith("policy gate: ")
+    assert lines[2:] == [
+        "classes dark, bright; for scenes of 0.25 to 1 m a pixel",
+        "wrote new.safetensors",
+    ]
+
+
+def test_train_prints_its_document_as_json_and_nothing_else(place, capsys) -> None:
+    code, out, err = run(capsys, *TRAIN, "--json", "--seed", "2", "--modules", "0.5")
+
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["recipe"]["seed"] == 2
+    assert document["recipe"]["selection"]["share"] == 0.5
+    assert document["outputs"] == {"model": "new.safetensors"}
+
+
+def test_train_follows_the_progress_protocol_and_tells_the_loss(place, capsys) -> None:
+    code, _, err = run(capsys, *TRAIN, "--progress", "json")
+
+    events = [json.loads(line) for line in err.splitlines()]
+    progress = [event for event in events if event["event"] == "progress"]
+    assert code == 0
+    assert {event["stage"] for event in progress} == {"train"}
+    assert progress[-1]["done"] == progress[-1]["total"] == 3
+    assert any(e["event"] == "log" and e["message"].startswith("loss ") for e in events)
+    assert events[-1]["event"] == "result"
+
+
+def test_a_dry_run_says_the_plan_and_writes_nothing(place, capsys) -> None:
+    before = files(place)
+
+    code, out, err = run(capsys, *TRAIN, "--target", "lessons", "--dry-run")
+
+    assert (code, err) == (0, "")
+    assert files(place) == before
+    assert out.splitlines() == [
+        "source      3 images, cut into 3",
+        "target      3 images, cut into 3",
+        "classes     dark, bright",
+        "start       open: earthgate_tiny, new fpn head",
+        "policy      gate, 12 modules",
+        out.splitlines()[5],
+        "steps       3 of 1 + 1 crops of 32 px",
+        "scenes      for scenes of 0.25 to 1 m a pixel",
+        "outputs     new.safetensors",
+    ]
+    assert out.splitlines()[5].endswith(" in the modules may train")
+
+
+def test_options_may_stand_in_a_file_and_the_command_line_wins(place, capsys) -> None:
+    Path("config.toml").write_text(
+        'data = "lessons"\nout = "new.safetensors"\nmodel = "open.safetensors"\nsteps = 7\n'
+        'crop = 32\nlearning-rate = 1e-3\nbatch = 2\nignore = ["dark"]\nresume = false\n'
+    )
+
+    code, out, err = run(
+        capsys, "train", "--data", "config.toml", "--steps", "1", "--dry-run", "--json"
+    )
+
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["classes"] == ["bright"]
+    assert document["recipe"]["learning_rate"] == 1e-3
+    assert (document["recipe"]["steps"], document["recipe"]["batch"]) == (1, 2)
+
+
+def test_a_table_in_a_file_chooses_lines_of_the_manifest(place, capsys) -> None:
+    Path("lessons/manifest.csv").write_text(
+        "image,label,place\nimages/0.tif,labels/0.png,here\nimages/1.tif,labels/1.png,there\n"
+    )
+    Path("config.toml").write_text('data = "lessons"\n[where]\nplace = "there"\n')
+
+    code, out, _ = run(capsys, *TRAIN, "--data", "config.toml", "--dry-run")
+
+    assert code == 0
+    assert out.splitlines()[0] == "source      1 image, cut into 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('data = "lessons"\nstpes = 3\n', "does not know 'stpes'; its keys are the options"),
+        ("steps = 3\n", "must name the folder as data; its keys are the options"),
+        ("steps 3\n", "cannot be read as TOML: "),
+    ],
+)
+def test_a_file_of_options_that_makes_no_sense_is_refused(place, capsys, text, sentence) -> None:
+    Path("config.toml").write_text(text)
+
+    code, _, err = run(capsys, *TRAIN, "--data", "config.toml")
+
+    assert code == 2
+    assert f"config.toml {sentence}" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--out", "new.tif"], "new.tif for the model; expected a name ending in .safetensors."),
+        (
+            ["--out", "open.safetensors"],
+            "open.safetensors is an input of this run; expected another file for the output.",
+        ),
+        (["--backbone", "x"], "--model and --backbone together; expected one of them."),
+        (
+            ["--weights", "x"],
+            "--weights without --backbone; expected the backbone that they are of.",
+        ),
+        (
+            ["--pseudo-weight", "share"],
+            (
+                "--target-where or --pseudo-weight without --target; expected the images that they "
+                "are about."
+            ),
+        ),
+        (["--bands", "red=1"], "--bands for red; expected red, green and blue."),
+        (["--modules", "2"], "2 of the modules open; expected a share in 0..1."),
+        (["--data", "none"], "none is not a folder; expected a folder of training images."),
+        (
+            ["--device", "abacus"],
+            (
+                "--device abacus, which cannot be used here; expected auto, cpu, cuda or mps. See "
+                "'earthgate doctor' for the devices of this machine."
+            ),
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_and_leaves_nothing(
+    place, capsys, arguments, sentence
+) -> None:
+    before = files(place)
+
+    code, out, err = run(capsys, *TRAIN, *arguments)
+
+    assert (code, out, err) == (2, "", f"Error: {sentence}\n")
+    assert files(place) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
+def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(place, start, capsys) -> None:
+    command = [*TRAIN, "--steps", "40", "--progress", "json"]
+    child = start(ENGINE, *command)
+    while json.loads(child.stderr.readline()).get("done", 0) < 2:
+        pass
+
+    os.kill(child.pid, signal.SIGINT)
+    errors = child.communicate(timeout=60)[1].splitlines()
+    kept = {name for name in files(place) if "new" in name}
+    code, _, err = run(capsys, *command)
+
+    assert child.returncode == 130
+    assert json.loads(errors[-1])["message"] == (
+        "interrupted. Run the same command again to go on where it stopped."
+    )
+    assert kept == {".new.safetensors.earthgate", ".new.safetensors.earthgate/last.ckpt"}
+    done = [json.loads(line).get("done") for line in err.splitlines()]
+    assert code == 0
+    assert done[0] == 0
+    assert done[1] > 2
+    assert Path("new.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_devices_write_one_file_and_one_summary(place, start) -> None:
+    program = place / "earthgate.py"  # Lightning starts it again for the second device
+    program.write_text(
+        "import sys\nfrom earthgate_cli.main import main\n\n"
+        "if __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    run_program = "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__')"
+    child = start(
+        f"import sys; sys.argv.pop(0); {run_program}",
+        str(program),
+        *(*TRAIN, "--devices", "2", "--device", "cpu"),
+    )
+
+    out, err = child.communicate(timeout=180)
+
+    assert (child.returncode, err) == (0, b"")
+    assert out.decode().splitlines()[-1] == "wrote new.safetensors"
+    assert out.count(b"trained 3 steps") == 1
+    assert not any(".earthgate" in name for name in files(place))
