@@ -10,8 +10,6 @@ from torch import Tensor
 from earthgate_geo.errors import EarthgateError, InputError
 from earthgate_geo.toolbox.base import Slot, Toolbox
 
-OPEN_SHARE = 0.25
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -111,8 +109,3 @@ def choose(scores: Scores, k: int) -> tuple[Slot, ...]:
     """
     normalised = scores.normalised
     return tuple(sorted(normalised, key=lambda slot: (-normalised[slot], slot))[:k])
-
-
-def default_k(toolbox: Toolbox) -> int:
-    """Return the usual number of open slots: a quarter of them."""
-    return round(OPEN_SHARE * len(toolbox.slots))

@@ -107,7 +107,7 @@ class Dacs:
     """Certainty, 0..1, from which ``share`` counts a pixel as sure."""
 
     aligned: bool = False
-    """Whether the teacher's class shares are held to those of the starting model."""
+    """Whether the teacher's class shares are held to those of the model at ``start``."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.start < 1 and 0 <= self.momentum < 1 and 0 <= self.threshold <= 1):
@@ -127,8 +127,9 @@ class Recipe:
     """Everything that decides a training run but its data and its starting weights.
 
     Source:
-        Defaults are those of Earth-Adapter's code, arXiv:2504.06220, on which CrossEarth-Gate
-        builds; what that paper changed is not known.
+        Defaults are those of Earth-Adapter's code, arXiv:2504.06220; the recipe of CrossEarth-Gate
+        is not known. ``backbone_share`` follows a note on Earth-Adapter's text, not its code, and
+        the defaults of ``selection`` are CrossEarth-Gate's as reported second hand.
     """
 
     steps: int = 20_000

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from earthgate_geo.errors import EarthgateError, InputError
-from earthgate_geo.gate import Scores, choose, default_k, fisher_scores, gradient_norm_scores
+from earthgate_geo.gate import Scores, choose, fisher_scores, gradient_norm_scores
 from earthgate_geo.toolbox.base import GATED, Kind, Slot, Toolbox
 
 SPATIAL = Slot(0, Kind.SPATIAL)
@@ -178,10 +178,3 @@ def test_ties_go_in_the_order_of_the_slots_whatever_that_of_the_scores():
     )
 
     assert forward == backward == tuple(sorted(slots)[:5])
-
-
-@pytest.mark.parametrize(("layers", "k"), [(12, 9), (24, 18), (8, 6)])
-def test_a_quarter_of_the_slots_opens_by_default(layers, k):
-    slots = {Slot(i, kind): _Numbers(0.0) for i in range(layers) for kind in GATED}
-
-    assert default_k(Toolbox(slots=slots)) == k

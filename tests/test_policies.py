@@ -144,6 +144,17 @@ def test_the_share_says_how_many_open_and_at_least_one_does(share, k):
     assert len(run.tuner.history[0]) == k
 
 
+@pytest.mark.parametrize(("layers", "k"), [(12, 9), (24, 18), (8, 6)])
+def test_a_quarter_of_the_slots_opens_by_default(layers, k):
+    options = {"dim": 64, "depth": layers, "stem": [16, 16, 32]}
+    model = small_segmenter(backbone=BackboneConfig(options=options))
+    tuner = Tuner(model, Policy.RANDOM_K, selection=Selection(), seed=0, sizes=SIZES)
+
+    tuner.select([])
+
+    assert len(tuner.toolbox.opened) == k
+
+
 def test_the_gate_opens_the_top_of_the_fisher_scores():
     run, other = _Run(Policy.GATE), _Run(Policy.GATE)
 

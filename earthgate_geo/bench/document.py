@@ -17,10 +17,10 @@ def markdown(document: Document) -> str:
     ]
     if document["published"]:
         rows = [
-            [entry["method"], f"{entry['miou_percent']}", entry["rule"], entry["source"]]
+            [str(entry[key]) for key in ("method", "miou_percent", "rule", "source", "trust")]
             for entry in document["published"]
         ]
-        head = ["method", "mIoU %", "checkpoint", "source"]
+        head = ["method", "mIoU %", "checkpoint", "source", "how we know"]
         parts += ["## Published by others", _table(head, rows)]
     if document["notes"]:
         parts.append("\n".join(f"* {note}" for note in document["notes"]))

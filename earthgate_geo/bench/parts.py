@@ -72,7 +72,7 @@ def vaihingen(split: Literal["train", "test"]) -> Part:
     )
 
 
-def fused(dataset: str, tiles: tuple[str, ...], *, patch_px: int) -> Part:
+def fused(dataset: str, tiles: tuple[str, ...], *, patch_px: int | None = None) -> Part:
     """Return tiles of MFNet, all of which are training tiles for others; patches are ours."""
     return Part(
         dataset=dataset,

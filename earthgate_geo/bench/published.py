@@ -1,6 +1,7 @@
 """What papers report for the settings, as they print it. No torch.
 
-Averages over settings are left out, and so are rows that their source mislabels or contradicts.
+Averages over settings are left out, and so are rows that a source mislabels or contradicts, or
+that lie near chance and were put down to failed optimisation later.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from earthgate_geo.data.benchmarks.finder import open_part
 from earthgate_geo.data.benchmarks.part import OTHER_NAME, Part
 from earthgate_geo.data.patches import Patch, PatchDataset, cut
 from earthgate_geo.data.stream import StepStream
-from earthgate_geo.jobs.prepare import torch_device
+from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
 from earthgate_geo.model_file import DEFAULT_MODEL, find_model, read_header
 from earthgate_geo.monitor import Monitor
@@ -64,6 +64,9 @@ class Images:
     test: PatchDataset
     """Labelled, to score on."""
 
+    remarks: tuple[str, ...]
+    """What is not as in the publication."""
+
     def steps_of(self, recipe: Recipe) -> StepsOf:
         """Return what ``fit`` takes its batches from."""
         return lambda first, rank, ranks: StepStream(
@@ -83,9 +86,11 @@ def open_images(root: Path, setting: Setting, classes: Sequence[str]) -> Images:
         DataError: Some are missing.
         ClassNameError: The labels name a class that is not in ``classes``.
     """
+    remarks: dict[str, None] = {}
 
     def opened(part: Part) -> PatchDataset:
         data = open_part(root, part, classes=classes)
+        remarks.update(dict.fromkeys(data.remarks))
         whole = [Patch(pair) for pair in data.pairs]
         patches = whole if part.patch_px is None else cut(data.pairs, part.patch_px)
         return PatchDataset(patches, codes=data.codes, bands=part.bands, scaling=part.scaling)
@@ -94,6 +99,7 @@ def open_images(root: Path, setting: Setting, classes: Sequence[str]) -> Images:
         source=opened(setting.source),
         target=None if setting.target is None else opened(setting.target).without_labels(),
         test=opened(setting.test),
+        remarks=tuple(remarks),
     )
 
 
@@ -151,6 +157,7 @@ def _run(setting: Setting, request: BenchRequest, monitor: Monitor) -> Document:
     )
     options = FitOptions(
         device=device,
+        workers=readers(device),
         named=examination.named,
         evaluate=examination,
         evaluate_every=max(1, recipe.steps // (2 if "local" in setting.suites else 10)),
@@ -190,7 +197,7 @@ def _about(setting: Setting, start: Start, images: Images, recipe: Recipe) -> Do
             "test": len(images.test),
         },
         "published": [asdict(entry) for entry in setting.published],
-        "notes": list(setting.notes),
+        "notes": [*setting.notes, *images.remarks],
         "versions": {"earthgate": __version__, "torch": torch.__version__},
     }
 

@@ -88,11 +88,18 @@ _LOCAL = Recipe(
     dacs=Dacs(start=0.0, weighting="certainty", aligned=True),
 )
 
+_OURS = (
+    "Ours, sized to a minute on one core. Labels name buildings alone; whatever else there is, is "
+    "other."
+)
 _STOP = (
     "CrossEarth lets the rate fall over 40,000 steps, stops at 30,000 and, at 1024 px, warms up; "
     "here it falls to zero over 30,000."
 )
-_ASSUMED = "Steps, batch and crop are Earth-Adapter's; those of CrossEarth-Gate are not known."
+_ASSUMED = (
+    "Steps, batch, crop and rate are Earth-Adapter's; those of CrossEarth-Gate are not known, but "
+    "for a rate of 1e-5 that a note on the paper reports."
+)
 _CASID_FILES = (
     "Folders are those of CrossEarth's configuration in one folder per climate, whose names are "
     "ours; label 0 as unknown and 1 to 5 as the classes is its README, while its configuration "
@@ -110,7 +117,10 @@ _DISASTER_SIZE = (
 _ERODED = "Labels are the eroded ones, of which borders are unknown, where these are found."
 _MEAN = "Whether the paper's mean counts the background is not known; here it does."
 _FUSION = "Fusion does not exist yet: it runs on the image alone."
-_MFNET = "MFNet trains by SGD at a rate of 0.01; optimiser and rate here are Earth-Adapter's."
+_MFNET = (
+    "MFNet trains by SGD at a rate of 0.01 on plain crops and mirror images; optimiser, rate, "
+    "weight decay and augmentation here are Earth-Adapter's."
+)
 _MFNET_TILES = "MFNet trains on whole labels and tests on eroded ones."
 _HUNAN_FILES = (
     "The archive's inner folders were read off MFNet's preparation script; its 450 training "
@@ -258,7 +268,7 @@ def _fused() -> Iterator[Setting]:
             suites=("mfnet",),
             protocol="fuse",
             source=parts.fused(name, split["train"], patch_px=512),
-            test=replace(parts.fused(name, split["test"], patch_px=2048), borders="eroded"),
+            test=replace(parts.fused(name, split["test"]), borders="eroded"),
             classes=classes.ISPRS,
             unscored=("clutter",),
             recipe=_FUSING,
@@ -293,7 +303,7 @@ def _places() -> Iterator[Setting]:
             recipe=_LOCAL,
             test_stride_px=256,
             test_crop_px=256,
-            notes=("Ours. Labels name buildings alone; whatever else there is, is other.",),
+            notes=(_OURS,),
         )
 
 

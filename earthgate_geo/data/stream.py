@@ -14,7 +14,7 @@ from earthgate_geo.errors import InputError
 from earthgate_geo.recipe import Recipe
 
 _SOURCE, _TARGET, _ORDER = 0, 1, 2
-"""What random numbers are for: no two uses share any."""
+"""What random numbers are for."""
 
 
 class StepStream(IterableDataset[dict[str, Any]]):

@@ -1,5 +1,6 @@
 """A scene and a model that fit each other: everything is checked before anything is done."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.read import Radiometry, Scene
 from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest
+
+_MOST_READERS = 4
+"""Processes that read images for one graphics card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +115,9 @@ def torch_device(name: str) -> torch.device:
             fix="See 'earthgate doctor' for the devices of this machine",
         ) from error
     return device
+
+
+def readers(device: torch.device, *, devices: int = 1) -> int:
+    """Return how many processes read images ahead; on a CPU they would only be in the way."""
+    cores = (os.cpu_count() or 1) // devices
+    return 0 if device.type == "cpu" else min(_MOST_READERS, cores)

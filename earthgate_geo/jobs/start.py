@@ -1,8 +1,7 @@
 """The network that a training starts from: a model, or a backbone with a new head."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,33 +19,10 @@ from earthgate_geo.models.checkpoint import KeyReport, fit_checkpoint
 from earthgate_geo.models.heads import default_head
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
 from earthgate_geo.raster.classes import ClassTable
+from earthgate_geo.request import TrainingRequest
 
 PUBLISHED = "published"
 """Stands for the weights that timm knows of a backbone."""
-
-
-class Choice(Protocol):
-    """What a request says about where to start."""
-
-    @property
-    def model(self) -> str | None:
-        """Model by file or name; the packaged model without, if there is no backbone either."""
-
-    @property
-    def model_folders(self) -> tuple[Path, ...]:
-        """Folders in which names of models are looked up, after the packaged ones."""
-
-    @property
-    def backbone(self) -> str | None:
-        """Backbone by name."""
-
-    @property
-    def weights(self) -> str | None:
-        """The backbone's checkpoint file, or ``published``; random without."""
-
-    @property
-    def head(self) -> str | None:
-        """Kind of a new head; the model's, or ``fpn`` with a backbone, without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +51,9 @@ class Start:
     """Tiles of a model whose classes stay."""
 
 
-def starting_model(choice: Choice, classes: ClassTable, *, crop_px: int, seed: int) -> Start:
+def starting_model(
+    choice: TrainingRequest, classes: ClassTable, *, crop_px: int, seed: int
+) -> Start:
     """Return the network that a training starts from.
 
     A model keeps its head and its classes where these have the names of ``classes``, in whatever
@@ -99,7 +77,7 @@ def starting_model(choice: Choice, classes: ClassTable, *, crop_px: int, seed: i
         return _from_model(choice, classes)
 
 
-def _from_backbone(choice: Choice, name: str, classes: ClassTable, crop_px: int) -> Start:
+def _from_backbone(choice: TrainingRequest, name: str, classes: ClassTable, crop_px: int) -> Start:
     scaling: dict[str, Any] = dict(default_scaling(name))
     config = SegmenterConfig(
         classes=classes,
@@ -118,7 +96,7 @@ def _from_backbone(choice: Choice, name: str, classes: ClassTable, crop_px: int)
     return Start(segmenter=segmenter, name=name, digest=digest, trained=False, keys=keys)
 
 
-def _from_model(choice: Choice, classes: ClassTable) -> Start:
+def _from_model(choice: TrainingRequest, classes: ClassTable) -> Start:
     loaded = load_model(choice.model, folders=choice.model_folders)
     if loaded.adapter is not None:
         raise InputError(

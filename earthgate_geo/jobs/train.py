@@ -1,7 +1,6 @@
 """What ``earthgate train`` does, from folders of images to a model file."""
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from earthgate_geo.data.pairs import Pair, open_pairs
 from earthgate_geo.data.patches import PatchDataset, cut
 from earthgate_geo.data.stream import StepStream
 from earthgate_geo.errors import ClassNameError, DataError
-from earthgate_geo.jobs.prepare import torch_device
+from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.model_file import save_model
@@ -33,9 +32,6 @@ _MEASURED_IMAGES = 32
 _ANY_GSD = (0.01, 100.0)
 _SHRUNK = 2
 """Most that a crop is enlarged or shrunk by in training: scenes may differ as much."""
-
-_READERS = 4
-"""Most processes that read images for one graphics card."""
 
 _MEAN_OVER = 50
 """Most steps, at the start and at the end, whose mean loss is told."""
@@ -109,16 +105,15 @@ class _Training:
     def train(self, folder: Path, monitor: Monitor) -> FitRecord:
         """Train; the state is kept in ``folder``."""
         told, device = self.about(), torch_device(self.request.device)
-        cores = (os.cpu_count() or 1) // self.request.devices
         options = FitOptions(
             device=device,
             devices=self.request.devices,
-            workers=0 if device.type == "cpu" else min(_READERS, cores),
+            workers=readers(device, devices=self.request.devices),
             strategy=self.request.strategy,
             folder=folder,
             resume=self.request.resume,
             about={key: told[key] for key in ("start", "classes", "source", "target")}
-            | {"devices": self.request.devices},
+            | {"devices": self.request.devices, "bands": self.request.bands},
         )
         return fit(
             self.start.segmenter,
@@ -262,12 +257,13 @@ def _gsd_range(request: TrainRequest, pairs: Sequence[Pair]) -> tuple[float, flo
 
 def _told(patches: PatchDataset) -> Document:
     """Return what tells a set of images from others."""
-    images = list(dict.fromkeys(patch.pair.image for patch in patches.patches))
-    names = "\n".join(f"{path.parent.name}/{path.name}" for path in images)
+    pairs = list(dict.fromkeys(patch.pair for patch in patches.patches))
+    files = [path for pair in pairs for path in (pair.image, pair.label) if path is not None]
+    told = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files)
     return {
-        "images": len(images),
+        "images": len(pairs),
         "patches": len(patches),
-        "digest": hashlib.sha256(names.encode()).hexdigest(),
+        "digest": hashlib.sha256(told.encode()).hexdigest(),
     }
 
 

@@ -7,14 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from earthgate_geo.toolbox.base import (
-    ToolboxConfig,
-    drawn_linear,
-    silence_linear,
-    silent_linear,
-)
-
-INITIAL_SCALE = 0.001
+from earthgate_geo.toolbox.base import ToolboxConfig, drawn_linear
 
 
 class ReinShared(nn.Module):
@@ -23,8 +16,8 @@ class ReinShared(nn.Module):
     def __init__(self, dim: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.values = drawn_linear(dim, dim, generator=generator)
-        self.up = silent_linear(dim, dim)
-        self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        self.up = drawn_linear(dim, dim, generator=generator)
+        self.scale = nn.Parameter(torch.zeros(()))
 
 
 class ReinPath(nn.Module):
@@ -37,15 +30,15 @@ class ReinPath(nn.Module):
 
     Source:
         Wei et al. 2024, "Stronger, fewer, & superior", arXiv:2312.04265, its low-rank form and
-        the initial values of its code. We differ twice: ``W_f`` starts at zero, there it is
-        random; and there is no link to the queries of Mask2Former, as all rivals share one head.
+        the initial values of its code. We differ twice: ``s`` starts at 0, there at 0.001; and
+        there is no link to the queries of Mask2Former, as all rivals share one head.
 
     Args:
         dim: Token width.
         prefix_tokens: Class and register tokens that lead the sequence.
         first: The module of the first layer, whose shared part this one uses; None there.
         config: Gives the number of tokens and their rank.
-        generator: Draws ``A``, ``B`` and ``W_t``.
+        generator: Draws all but ``s``.
     """
 
     def __init__(
@@ -85,9 +78,10 @@ class ReinPath(nn.Module):
         """Return all parameters; those that the layers share are the first layer's."""
         return dict(self.named_parameters())
 
+    @torch.no_grad()
     def silence(self) -> None:
-        """Set ``W_f`` and its bias to zero, in all layers."""
-        silence_linear(self._shared.up)
+        """Set the scale to zero, in all layers."""
+        self._shared.scale.zero_()
 
     def join(self, block: Any) -> None:
         """Add to the output of ``block``."""

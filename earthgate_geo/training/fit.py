@@ -27,13 +27,16 @@ from earthgate_geo.training.task import SourceTask, StepsOf
 STATE = "last.ckpt"
 """Name of the state in its folder."""
 
+STRATEGIES = ("auto", "ddp")
+"""Ways of several processes to work together; Lightning knows more."""
+
 _PROCESS = Path("/proc/self")
 """Where Linux tells about this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """Where a training runs and what it leaves on the way; nothing here changes its result."""
+    """Where a training runs, what it leaves on the way, and who looks at it."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the network runs; with several ``devices`` only its kind counts."""
@@ -42,7 +45,7 @@ class FitOptions:
     """Processes, each on a device of its own and with a batch of its own."""
 
     strategy: str = "auto"
-    """How they work together, in Lightning's words."""
+    """How they work together, one of ``STRATEGIES``."""
 
     workers: int = 0
     """Processes that read batches ahead; without, each is read before its step."""
@@ -128,6 +131,7 @@ def fit(
         trainer = _trainer(recipe, options)
         task.after_step = _Watch(task, monitor, options, interrupted)
         _run(trainer, task, options)
+    peak = _peak_memory_bytes(options.device)
     model.to(options.device).eval()
     if options.evaluate is not None and trainer.is_global_zero:
         options.evaluate(model, recipe.steps)
@@ -135,7 +139,7 @@ def fit(
         losses=task.losses,
         seconds=task.seconds,
         seconds_selecting=task.seconds_selecting,
-        peak_memory_bytes=_peak_memory_bytes(options.device),
+        peak_memory_bytes=peak,
         steps=recipe.steps,
     )
 
@@ -210,10 +214,15 @@ class _Watch:
 
 
 def _trainer(recipe: Recipe, options: FitOptions) -> Trainer:
-    kind, several, strategy = options.device.type, options.devices > 1, options.strategy
-    if several and strategy in ("auto", "ddp"):
-        # Modules open and close: in a step some parameters have no gradient.
-        strategy = "ddp_find_unused_parameters_true"
+    kind, several = options.device.type, options.devices > 1
+    if options.strategy not in STRATEGIES:
+        raise InputError(
+            found=f"--strategy {options.strategy}",
+            expected=" or ".join(STRATEGIES),
+            fix="Others hand back less than was trained",
+        )
+    # Modules open and close: in a step some parameters have no gradient.
+    strategy = "ddp_find_unused_parameters_true" if several else "auto"
     one = [options.device.index or 0] if kind == "cuda" else 1
     try:
         return Trainer(

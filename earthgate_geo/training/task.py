@@ -56,9 +56,10 @@ class SourceTask(LightningModule):
     process: a resumed run goes on as if it had never stopped.
 
     Source:
-        Earth-Adapter's code, arXiv:2504.06220 (AdamW, falling rate, simplified DACS), on which
-        CrossEarth-Gate, arXiv:2511.20302, builds. Ours: unknown pixels are never pasted, a choice
-        looks at the images of the coming steps, and bfloat16 where it is native.
+        Earth-Adapter's code, arXiv:2504.06220 (AdamW, falling rate, simplified DACS); the recipe
+        of CrossEarth-Gate, arXiv:2511.20302, is not known. Ours: unknown pixels are
+        never pasted, a choice looks at the images of the coming steps, and bfloat16 where it is
+        native.
 
     Args:
         model: Where ``tuner`` is at work.
@@ -151,8 +152,7 @@ class SourceTask(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - a hook
         """Choose modules where it is time to."""
         step = self.trainer.global_step
-        entropy = np.random.SeedSequence((self.recipe.seed, step, self.global_rank))
-        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        self._seed(step)
         teacher = self._teaching(step)
         if teacher is not None and teacher.must_look:
             teacher.look(*self._coming(step, _ALIGNED_IMAGES, "target"))
@@ -168,6 +168,7 @@ class SourceTask(LightningModule):
             EarthgateError: It is not finite.
         """
         step = self.trainer.global_step
+        self._seed(step)  # again: a choice may have drawn, and must change nothing else
         loss = self.loss(*batch["source"])
         teacher = self._teaching(step)
         if teacher is not None:
@@ -244,6 +245,10 @@ class SourceTask(LightningModule):
                 )
         self.losses = state["losses"]
         self.seconds, self.seconds_selecting = state["seconds"], state["seconds_selecting"]
+
+    def _seed(self, step: int) -> None:
+        entropy = np.random.SeedSequence((self.recipe.seed, step, self.global_rank))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
 
     def _groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: backbone or not, decayed or not."""

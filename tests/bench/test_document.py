@@ -66,9 +66,9 @@ def test_published_results_stand_in_a_table_of_their_own() -> None:
 
     assert "Frozen" not in ours
     assert theirs == (
-        "\n\n| method | mIoU % | checkpoint | source |\n"
-        "| --- | ---: | ---: | ---: |\n"
-        "| Frozen | 66.1 | unknown | Table 2 |\n"
+        "\n\n| method | mIoU % | checkpoint | source | how we know |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| Frozen | 66.1 | unknown | Table 2 | read |\n"
     )
 
 

@@ -93,7 +93,8 @@ def test_only_adaptation_sees_the_target(setting):
 
     assert (setting.target is not None) == adapting
     assert (setting.recipe.dacs is not None) == adapting
-    assert setting.recipe.selection.interval == (50 if adapting else 100)
+    if "local" not in setting.suites:
+        assert setting.recipe.selection.interval == (50 if adapting else 100)
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda s: s.name)

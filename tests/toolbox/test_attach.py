@@ -9,7 +9,7 @@ from torch import nn
 from earthgate_geo.errors import InputError
 from earthgate_geo.models.backbone import BackboneConfig, build_backbone
 from earthgate_geo.toolbox.attach import Settled, attach, detach, fold, restore, settle
-from earthgate_geo.toolbox.base import Kind, Slot, ToolboxConfig
+from earthgate_geo.toolbox.base import GATED, Kind, Slot, ToolboxConfig
 
 
 def _equal(some, others):
@@ -179,6 +179,20 @@ def test_gradient_reaches_open_modules_only(plain, toolbox, images):
     assert trained == chosen
     owned = {id(p) for slot in toolbox.slots for p in toolbox.parameters(slot).values()}
     assert all(p.grad is None for p in plain.parameters() if id(p) not in owned)
+
+
+@pytest.mark.parametrize("kind", GATED)
+@pytest.mark.parametrize("lowest", range(4))
+def test_no_graph_is_built_below_the_lowest_open_module(lowest, kind, plain, toolbox, images):
+    toolbox.open(toolbox.slots)  # closed again below: closed modules at work need no graph either
+    toolbox.open({Slot(lowest, kind), Slot(3, Kind.FREQUENCY)})
+    in_graph = []
+    for block in plain.blocks:
+        block.register_forward_hook(lambda _, __, output: in_graph.append(output.requires_grad))
+
+    plain(images(plain))
+
+    assert in_graph == [layer >= lowest for layer in range(4)]
 
 
 def _has_gradient(parameters):

@@ -92,12 +92,13 @@ def test_what_the_layers_share_is_named_once_and_is_the_first_layers(plain, rein
     assert len(set(storages)) == len(storages)
 
 
-def test_the_start_is_the_papers_but_for_a_silent_up_projection(plain, rein):
+def test_the_start_is_the_papers_but_for_a_scale_of_zero(plain, rein):
     parameters = attach(plain, rein).parameters(FIRST)
 
-    assert parameters["shared.scale"].item() == pytest.approx(0.001)
-    assert not parameters["shared.up.weight"].any()
-    assert not parameters["shared.up.bias"].any()
+    assert parameters["shared.scale"].item() == 0
+    for name in ("values", "up"):
+        weight = parameters[f"shared.{name}.weight"]
+        assert 0.9 * 32**-0.5 < weight.abs().max() <= 32**-0.5
     bound = (6 / (3 * 16 * 16 + (32 * 3) ** 0.5)) ** 0.5
     for name in ("a", "b"):
         assert 0.7 * bound < parameters[name].abs().max() <= bound

@@ -330,9 +330,13 @@ def test_a_training_that_diverges_says_so():
     )
 
 
-def test_more_devices_than_there_are_are_refused_in_one_sentence():
-    with pytest.raises(InputError, match="--devices 2 --strategy nonsense on cpu; expected"):
-        _run(SUPERVISED, devices=2, strategy="nonsense")
+def test_a_strategy_that_hands_back_less_than_was_trained_is_refused():
+    with pytest.raises(InputError) as error:
+        _run(SUPERVISED, devices=2, strategy="ddp_fork")
+
+    assert str(error.value) == (
+        "--strategy ddp_fork; expected auto or ddp. Others hand back less than was trained."
+    )
 
 
 @pytest.fixture(scope="module")

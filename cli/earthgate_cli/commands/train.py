@@ -65,7 +65,7 @@ def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, help="Devices to train on [1].")
-@click.option("--strategy", default="auto", help="How they share the work, as Lightning names it.")
+@click.option("--strategy", default="auto", help="How they share the work: auto or ddp.")
 @click.option("--resume/--no-resume", default=True, help="Go on where a run stopped [on].")
 @options.overwrite
 @options.dry_run
