@@ -2,7 +2,8 @@
 
     python benchmarks/places.py run DATA RUNS --models DIR --stage screen
     python benchmarks/places.py run DATA RUNS --models DIR --stage main --control random-k
-    python benchmarks/places.py table RUNS --control random-k
+    python benchmarks/places.py run DATA FASTER --models DIR --stage screen --learning-rate 1e-3
+    python benchmarks/places.py table RUNS --control random-k --other FASTER
 
 DATA holds the folder `fair_buildings`. DIR holds a starting model per place that never saw it,
 `without_<place>.safetensors`, made by `earthgate_tiny.py train --without <place>`. RUNS takes one
@@ -87,20 +88,31 @@ _CONTROL = click.option(
 @click.option("--models", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--jobs", default=2)
 @click.option("--stage", type=click.Choice(["screen", "main"]), default="screen")
+@click.option("--learning-rate", default=1e-4)
 @_CONTROL
-def run_all(data: Path, runs: Path, *, models: Path, jobs: int, stage: str, control: str) -> None:
+def run_all(  # noqa: PLR0913 - one argument per option
+    data: Path,
+    runs: Path,
+    *,
+    models: Path,
+    jobs: int,
+    stage: str,
+    learning_rate: float,
+    control: str,
+) -> None:
     """Start every run that has no result yet, a few side by side, each on one thread."""
     runs.mkdir(parents=True, exist_ok=True)
     wanted = screened() if stage == "screen" else main_runs(control)
     missing = [run for run in wanted if not (runs / f"{run.name}.json").exists()]
     print(f"{len(missing)} of {len(wanted)} runs to do", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        failed = list(pool.map(lambda run: _run(run, data, runs, models), missing))
+        rate = {"--learning-rate": learning_rate}
+        failed = list(pool.map(lambda run: _run(run, data, runs, models, rate), missing))
     if any(failed):
         raise SystemExit(1)
 
 
-def _run(run: Run, data: Path, runs: Path, models: Path) -> bool:
+def _run(run: Run, data: Path, runs: Path, models: Path, rate: dict[str, float]) -> bool:
     """Run one in a process of its own; return whether it failed."""
     target = FOLDERS[run.pair.split("-")[1]]
     told = {
@@ -109,6 +121,7 @@ def _run(run: Run, data: Path, runs: Path, models: Path) -> bool:
         "--policy": run.policy,
         "--seed": run.seed,
         "--out": runs,
+        **rate,
     }
     options = [str(part) for pair in told.items() for part in pair]
     done = subprocess.run(
@@ -125,11 +138,15 @@ def _run(run: Run, data: Path, runs: Path, models: Path) -> bool:
 
 @main.command("table")
 @click.argument("runs", type=click.Path(exists=True, path_type=Path))
+@click.option("--other", type=click.Path(exists=True, path_type=Path), help="Runs of a screen.")
 @_CONTROL
-def write_page(runs: Path, *, control: str) -> None:
-    """Write the tables of RUNS into places.md."""
+def write_page(runs: Path, *, other: Path | None, control: str) -> None:
+    """Write the tables of RUNS, and of a screen by another recipe, into places.md."""
     text = PAGE.read_text("utf-8") if PAGE.exists() else "# Three places, twelve policies\n"
-    PAGE.write_text(placed(text, tables(read_runs(runs), control)), encoding="utf-8")
+    made = tables(read_runs(runs), control)
+    if other is not None:
+        made += "\n\n### The screen by another recipe\n\n" + rescreened(read_runs(other))
+    PAGE.write_text(placed(text, made), encoding="utf-8")
 
 
 def read_runs(folder: Path) -> dict[Run, Document]:
@@ -166,6 +183,11 @@ def tables(found: dict[Run, Document], control: str) -> str:
     title = f"### Main: {len(SEEDS)} seeds, mean and standard deviation over them"
     parts += [title, *_main(found, compared(control)), "### Cost", *_cost(found)]
     return "\n\n".join(parts)
+
+
+def rescreened(found: dict[Run, Document]) -> str:
+    """Return protocol and screen as Markdown."""
+    return "\n\n".join([_protocol(found), *_screen(found)])
 
 
 def _protocol(found: dict[Run, Document]) -> str:
@@ -227,10 +249,8 @@ def _cost(found: dict[Run, Document]) -> list[str]:
 
     columns: dict[str, Callable[[Document], float]] = {
         "trained parameters": lambda d: d["trained_parameters"],
-        "s per step": lambda d: d["seconds"]["step"],
         "s choosing": lambda d: d["seconds"]["select"],
         "s training": lambda d: d["seconds"]["train"],
-        "peak memory MB": lambda d: d["peak_memory_mb"],
     }
     rows = []
     for policy in Policy:

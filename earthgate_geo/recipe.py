@@ -63,7 +63,7 @@ class Selection:
     """Share of the modules that is open, 0..1."""
 
     images: int | None = None
-    """Single images behind a choice; 3 % of those that train in between, if absent."""
+    """Single images behind a choice; 2.5 % of those that train in between, if absent."""
 
     def __post_init__(self) -> None:
         if self.interval < 1 or (self.images is not None and self.images < 1):
@@ -78,7 +78,7 @@ class Selection:
 
     def images_for(self, batch: int) -> int:
         """Return how many images a choice looks at where a step trains on ``batch``."""
-        return self.images or max(1, 3 * self.interval * batch // 100)
+        return self.images or max(1, self.interval * batch // 40)
 
 
 @dataclass(frozen=True, kw_only=True)
