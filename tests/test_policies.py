@@ -194,7 +194,7 @@ def test_images_follow_the_batch_unless_they_are_given(policy):
     tuner = Tuner(model, policy, selection=selection, seed=0, batch=8)
     fixed = Tuner(small_segmenter(), policy, selection=replace(selection, images=5), seed=0)
 
-    assert tuner.images == 12
+    assert tuner.images == 10
     assert fixed.images == 5
 
 
