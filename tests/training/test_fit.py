@@ -97,10 +97,11 @@ def test_the_peak_of_memory_grows_with_what_is_held():
     small = _run(replace(SUPERVISED, steps=1))[2].peak_memory_bytes
     held = []
 
-    def hold(*_):
+    def hold():
         held.append(torch.ones(60_000_000))
 
-    large = _run(replace(SUPERVISED, steps=1), evaluate=hold)[2].peak_memory_bytes
+    watch = Ending(1, by=hold)
+    large = _run(replace(SUPERVISED, steps=1), monitor=watch)[2].peak_memory_bytes
 
     assert large > small + 200_000_000
 
@@ -228,6 +229,15 @@ def test_the_state_of_another_run_is_refused_and_kept(tmp_path, changes, about, 
     assert (tmp_path / STATE).read_bytes() == state
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts background jobs with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_one_interrupt_ends_the_run_after_the_step_and_keeps_it(tmp_path):
     def interrupt():
         signal.raise_signal(signal.SIGINT)
@@ -244,6 +254,7 @@ def test_one_interrupt_ends_the_run_after_the_step_and_keeps_it(tmp_path):
     assert _equal(resumed, whole)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_two_interrupts_end_the_run_at_once(tmp_path):
     def interrupt():
         signal.raise_signal(signal.SIGINT)
