@@ -32,7 +32,7 @@ def test_a_key_that_no_recipe_has_is_refused(place):
         Recipe.from_json(document)
 
 
-def test_a_choice_looks_at_three_percent_of_the_images_until_the_next_but_at_one_at_least():
+def test_a_choice_looks_at_a_fortieth_of_the_images_until_the_next_but_at_one_at_least():
     assert Selection().images_for(4) == 10
     assert Selection(interval=50).images_for(4) == 5
     assert Selection(interval=1).images_for(1) == 1
