@@ -8,26 +8,23 @@ if TYPE_CHECKING:
     from earthgate_geo.bench.run import run_bench
     from earthgate_geo.bench.settings import list_settings
     from earthgate_geo.doctor import diagnose
+    from earthgate_geo.jobs.adapt import plan_adapt, run_adapt
+    from earthgate_geo.jobs.batch import plan_batch, run_batch
     from earthgate_geo.jobs.inventory import describe, list_models
-    from earthgate_geo.jobs.run import (
-        load_model,
-        plan,
-        run_adapt,
-        run_evaluate,
-        run_map,
-        run_vectorize,
-    )
+    from earthgate_geo.jobs.map import plan, run_map
+    from earthgate_geo.jobs.run import load_model, run_evaluate, run_vectorize
     from earthgate_geo.jobs.train import plan_train, run_train
     from earthgate_geo.raster.read import open_scene
     from earthgate_geo.request import (
         AdaptRequest,
-        BenchRequest,
+        BatchRequest,
         EvaluateRequest,
         MapRequest,
-        TrainRequest,
         VectorizeRequest,
+        VectorOptions,
     )
     from earthgate_geo.training.fit import process_rank
+    from earthgate_geo.training_request import BenchRequest, TrainRequest
 
 __version__ = "0.1.0"
 
@@ -40,28 +37,35 @@ _HOMES = {
     "describe": "jobs.inventory",
     "list_models": "jobs.inventory",
     "load_model": "jobs.run",
-    "plan": "jobs.run",
-    "run_adapt": "jobs.run",
+    "plan": "jobs.map",
+    "plan_adapt": "jobs.adapt",
+    "plan_batch": "jobs.batch",
+    "run_adapt": "jobs.adapt",
+    "run_batch": "jobs.batch",
     "run_evaluate": "jobs.run",
-    "run_map": "jobs.run",
+    "run_map": "jobs.map",
     "run_vectorize": "jobs.run",
     "plan_train": "jobs.train",
     "run_train": "jobs.train",
     "open_scene": "raster.read",
     "AdaptRequest": "request",
-    "BenchRequest": "request",
+    "BatchRequest": "request",
+    "BenchRequest": "training_request",
     "EvaluateRequest": "request",
     "MapRequest": "request",
-    "TrainRequest": "request",
+    "TrainRequest": "training_request",
+    "VectorOptions": "request",
     "VectorizeRequest": "request",
     "process_rank": "training.fit",
 }
 __all__ = [
     "AdaptRequest",
+    "BatchRequest",
     "BenchRequest",
     "EvaluateRequest",
     "MapRequest",
     "TrainRequest",
+    "VectorOptions",
     "VectorizeRequest",
     "__version__",
     "check_settings",
@@ -72,9 +76,12 @@ __all__ = [
     "load_model",
     "open_scene",
     "plan",
+    "plan_adapt",
+    "plan_batch",
     "plan_train",
     "process_rank",
     "run_adapt",
+    "run_batch",
     "run_bench",
     "run_evaluate",
     "run_map",

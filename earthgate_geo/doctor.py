@@ -42,6 +42,7 @@ def diagnose() -> dict[str, Any]:
     checks = [
         *(_looked_at(name, partial(_import, name), _REINSTALL) for name in _PACKAGES),
         _looked_at("devices", _devices, "install a torch build that fits this machine"),
+        _looked_at("OpenVINO", _openvino, f"{_REINSTALL}; until then map with --runtime torch"),
         _looked_at("GDAL", _gdal, f"{_REINSTALL}; unset GDAL_DATA and GDAL_DRIVER_PATH"),
         _looked_at("PROJ", _proj, f"{_REINSTALL}; unset PROJ_DATA and PROJ_LIB"),
         _looked_at("GeoPackage", _geopackage, f"{_REINSTALL}; unset GDAL_DATA"),
@@ -87,6 +88,11 @@ def _devices() -> str:
         if float(torch.ones(2, device=device).sum()) != 2:
             raise ArithmeticError(f"1 + 1 is not 2 on {device}")
     return ", ".join(found)
+
+
+def _openvino() -> str:
+    told = import_module("earthgate_geo.mapping.runtime_openvino").try_out()
+    return str(told)
 
 
 def _gdal() -> str:

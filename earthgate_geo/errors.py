@@ -3,6 +3,9 @@
 Each is one sentence made of three facts: what was found, what was expected, what to do.
 """
 
+from functools import partial
+from typing import Any
+
 
 class EarthgateError(Exception):
     """Base of all deliberate errors.
@@ -21,6 +24,11 @@ class EarthgateError(Exception):
         self.fix = fix
         sentence = f"{found}; expected {expected}" if expected else found
         super().__init__(f"{sentence}. {fix}." if fix else f"{sentence}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the facts: a worker's error comes back as it is."""
+        facts = {"found": self.found, "expected": self.expected, "fix": self.fix}
+        return partial(type(self), **facts), ()
 
 
 class InputError(EarthgateError, ValueError):
@@ -51,6 +59,10 @@ class MissingCrsError(DataError):
     """A raster without a coordinate reference system."""
 
 
+class LabelsElsewhereError(DataError):
+    """Labels of which none lies in the scene."""
+
+
 class EmptySceneError(DataError):
     """A scene without a single valid pixel."""
 
@@ -65,13 +77,23 @@ class StorageError(EarthgateError, OSError):
     """Writing failed in the middle: a full disk, a quota, a lost mount."""
 
 
+class EngineError(EarthgateError):
+    """A cluster that maps failed: its scheduler is lost, or its workers die or see other files."""
+
+
 class CancelledError(EarthgateError):
     """The user stopped the run: not a failure, but never success either."""
 
     exit_code = 130
 
-    def __init__(self, *, fix: str = "Run the same command again to start over") -> None:
-        super().__init__(found="interrupted", fix=fix)
+    def __init__(
+        self,
+        *,
+        found: str = "interrupted",
+        expected: str = "",
+        fix: str = "Run the same command again to start over",
+    ) -> None:
+        super().__init__(found=found, expected=expected, fix=fix)
 
 
 class MissingDependencyError(EarthgateError, ImportError):

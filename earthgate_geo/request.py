@@ -1,25 +1,59 @@
 """What a job is asked to do, and the checks that need no torch: they take milliseconds."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from earthgate_geo.errors import InputError, OutputError
+from earthgate_geo.errors import InputError, MissingDependencyError, OutputError
 from earthgate_geo.raster.cog import check_creation
 from earthgate_geo.raster.destination import Destination
 from earthgate_geo.raster.read import Scene, SceneOptions, open_scene
-from earthgate_geo.recipe import Dacs, Policy, Recipe, Selection, Weighting
+from earthgate_geo.recipe import Policy
+
+VECTOR_FORMATS = ("gpkg", "fgb", "parquet")
 
 ENDINGS = {
-    "model": ".safetensors",
-    "vector": ".gpkg",
-    "adapter": ".safetensors",
-    "report": ".html",
-    "result": ".json",
-    "page": ".md",
+    "model": (".safetensors",),
+    "vector": tuple(f".{each}" for each in VECTOR_FORMATS),
+    "adapter": (".safetensors",),
+    "report": (".html",),
+    "result": (".json",),
+    "page": (".md",),
 }
-"""Ending of an output by role; rasters end in ``.tif``. So no two outputs of a run are one."""
+"""Endings of an output by role; rasters end in ``.tif``. So no two outputs of a run are one."""
+
+RUNTIMES = ("auto", "torch", "openvino")
+PRECISIONS = ("auto", "fp32", "bf16")
+ENGINES = ("local", "dask")
+
+MAP_NAME = "{scene}_map.tif"
+"""Usual name of a scene's map: {scene} is the scene's stem, {n} its place in the list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """How a map becomes polygons."""
+
+    min_area_m2: float = 0.0
+    """Ground area in square metres under which a polygon is left out."""
+
+    simplify_m: float = 0.0
+    """Size in metres of the bends that outlines lose; 0 keeps every pixel's edge."""
+
+    cut_at_tiles: bool = False
+    """Whether polygons end at the lines of a fixed grid, so that none grows with the map."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            InputError: As the sentence says.
+        """
+        for option, value in (("--min-area", self.min_area_m2), ("--simplify", self.simplify_m)):
+            if not 0 <= value < math.inf:
+                raise InputError(found=f"{option} {value:g}", expected="0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +73,7 @@ class MapRequest:
     """Further folder in which names are looked up."""
 
     vector: Path | None = None
-    """GeoPackage to write."""
+    """Polygons to write, in one of ``VECTOR_FORMATS``."""
 
     confidence: bool = False
     """Whether to write ``<dst stem>_conf.tif``."""
@@ -68,6 +102,36 @@ class MapRequest:
     overwrite: bool = False
     """Whether existing outputs may be replaced."""
 
+    aoi: str | None = None
+    """Vector file of the area to map; a pixel whose centre is outside is nodata."""
+
+    vectors: VectorOptions = field(default_factory=VectorOptions)
+    """How the map becomes polygons."""
+
+    memory: int | None = None
+    """Bytes to keep to; None is a quarter of the machine's, at least 1 GB."""
+
+    resume: bool = True
+    """Whether to go on where an earlier run with the same outputs stopped."""
+
+    runtime: str = "auto"
+    """What runs the network, one of ``RUNTIMES``."""
+
+    precision: str = "auto"
+    """In which numbers, one of ``PRECISIONS``."""
+
+    cache: Path | None = None
+    """Folder of converted networks; without one nothing is kept."""
+
+    engine: str = "local"
+    """Who maps, one of ``ENGINES``."""
+
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
+
+    workers: int | None = None
+    """Dask processes to start on this machine."""
+
     def open(self) -> Scene:
         """Open the scene.
 
@@ -84,7 +148,7 @@ class MapRequest:
 
     def inputs(self) -> list[str]:
         """Return the files that are read and must not be written."""
-        return [self.src, *([self.model] if self.model else [])]
+        return [path for path in (self.src, self.model, self.aoi) if path]
 
     def outputs(self) -> dict[str, Path]:
         """Return the files to write, by role."""
@@ -112,9 +176,30 @@ class MapRequest:
                 expected="a map that they are made from",
                 fix="Add --dst map.tif",
             )
-        check_creation(self.creation)
+        self.check_options()
         check_outputs(self.outputs(), overwrite=self.overwrite, inputs=self.inputs())
         self.open().close()
+
+    def check_options(self) -> None:
+        """Refuse what cannot work for any scene.
+
+        Raises:
+            InputError: Options that are unknown, or exclude or miss one another.
+            MissingDependencyError: The engine is not installed.
+        """
+        check_creation(self.creation)
+        choices = {"runtime": RUNTIMES, "precision": PRECISIONS, "engine": ENGINES}
+        for option, known in choices.items():
+            if getattr(self, option) not in known:
+                found = f"the {option} {getattr(self, option)!r}"
+                raise InputError(found=found, expected=f"one of {', '.join(known)}")
+        if self.engine == "dask":
+            check_cluster(self.scheduler, self.workers)
+        elif self.scheduler is not None or self.workers is not None:
+            raise InputError(
+                found="--scheduler or --workers without --engine dask",
+                expected="the engine that they are about",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,25 +236,81 @@ class AdaptRequest(MapRequest):
     policy: str = "gate"
     """What trains beside the head, a value of ``recipe.Policy``."""
 
+    more: tuple[str, ...] = ()
+    """Further scenes of the same sensor, adapted to and mapped together with ``src``."""
+
+    out_dir: Path | None = None
+    """Folder for the maps of several scenes, instead of ``dst``."""
+
+    name: str = MAP_NAME
+    """Name of a scene's map in ``out_dir``, with the fields {scene} and {n}."""
+
+    vector_format: str | None = None
+    """One of ``VECTOR_FORMATS`` for polygons beside every map in ``out_dir``."""
+
     command: str = ""
     """Command line, for the report."""
 
     def inputs(self) -> list[str]:
         """Return the files that are read and must not be written."""
-        return [*super().inputs(), *([self.labels] if self.labels else [])]
+        return [*super().inputs(), *self.more, *([self.labels] if self.labels else [])]
 
     def outputs(self) -> dict[str, Path]:
-        """Return the files to write, by role; the adapter file is always one of them."""
-        folder = self.dst.parent if self.dst else Path()
+        """Return the files to write, by role, without those of ``batch``.
+
+        The adapter file is always one of them.
+        """
+        folder = self.dst.parent if self.dst else self.out_dir or Path()
         adapter = self.out or folder / f"{Path(self.src).stem}.adapter.safetensors"
         report = {"report": self.report} if self.report else {}
         return {**super().outputs(), "adapter": adapter, **report}
+
+    def batch(self) -> "BatchRequest | None":
+        """Return the mapping of all scenes with the adapter file; None without ``out_dir``."""
+        if self.out_dir is None:
+            return None
+        shared = {each.name: getattr(self, each.name) for each in fields(MapRequest)}
+        return BatchRequest(
+            srcs=(self.src, *self.more),
+            out_dir=self.out_dir,
+            each=MapRequest(**shared | {"model": str(self.outputs()["adapter"])}),
+            name=self.name,
+            vector_format=self.vector_format,
+        )
 
     def check(self) -> None:
         """Refuse what cannot work, before torch is even loaded.
 
         Raises:
             OutputError, InputError, DataError: As ``MapRequest.check``.
+        """
+        if self.more and self.dst is not None:
+            raise InputError(
+                found=f"--dst for {1 + len(self.more)} scenes",
+                expected="--out-dir, a folder for their maps",
+            )
+        batch = self.batch()
+        if batch is None:
+            super().check()
+        else:
+            batch.check()
+            self.check_options()
+            for asked in (self, *batch.requests()):  # now, not after minutes of training
+                check_outputs(
+                    asked.outputs(),
+                    overwrite=self.overwrite,
+                    inputs=self.inputs(),
+                    made=batch.out_dir,
+                )
+            self.open().close()
+        for src in self.more:
+            replace(self, src=src).open().close()
+
+    def check_options(self) -> None:
+        """Refuse what cannot work for any scene.
+
+        Raises:
+            InputError, MissingDependencyError: As ``MapRequest.check_options``.
         """
         if self.minutes is not None and self.steps is not None:
             raise InputError(
@@ -184,7 +325,92 @@ class AdaptRequest(MapRequest):
                 fix="Add --labels polygons.gpkg",
             )
         check_policy(self.policy)
-        super().check()
+        super().check_options()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest:
+    """Map many scenes with one model."""
+
+    srcs: tuple[str, ...]
+    """Paths of the scenes."""
+
+    out_dir: Path
+    """Folder for the maps and ``manifest.jsonl``; made where it is missing."""
+
+    each: MapRequest
+    """What is asked of every scene; its ``src`` does not count, and ``out_dir`` is its ``dst``."""
+
+    name: str = MAP_NAME
+    """Name of a scene's map, with the fields {scene} and {n}."""
+
+    vector_format: str | None = None
+    """One of ``VECTOR_FORMATS`` for polygons beside every map."""
+
+    retry_failed: bool = False
+    """Whether scenes that failed in an earlier run are mapped again."""
+
+    @property
+    def manifest(self) -> Path:
+        """The file with one line of JSON per finished scene."""
+        return self.out_dir / "manifest.jsonl"
+
+    def requests(self) -> list[MapRequest]:
+        """Return what is asked of each scene.
+
+        Raises:
+            InputError: The template is not one.
+        """
+        asked = []
+        for n, src in enumerate(self.srcs, start=1):
+            dst = self.out_dir / _map_name(self.name, src, n)
+            vector = dst.with_suffix(f".{self.vector_format}") if self.vector_format else None
+            asked.append(replace(self.each, src=src, dst=dst, vector=vector))
+        return asked
+
+    def check(self) -> None:
+        """Refuse what cannot work, before torch is even loaded.
+
+        A scene that cannot be opened, or an output that exists, is no reason yet.
+
+        Raises:
+            OutputError: An output cannot be written, is an input, or ends wrongly.
+            InputError: Options that are unknown or exclude one another, or two maps of one name.
+        """
+        self.each.check_options()
+        self._check_place()
+        requests = self.requests()
+        inputs = {Path(path).resolve() for request in requests for path in request.inputs()}
+        owners: dict[str, MapRequest] = {}
+        for request in requests:
+            outputs = request.outputs()
+            check_outputs(outputs, overwrite=True, inputs=[], made=self.out_dir)
+            for path in outputs.values():
+                if path.resolve() in inputs:
+                    raise OutputError(
+                        found=f"{path} is an input of this run",
+                        expected="another file for the output",
+                    )
+                owner = owners.setdefault(str(path).casefold(), request)
+                if owner is not request:
+                    raise InputError(
+                        found=f"{owner.src} and {request.src} would both write {path}",
+                        expected="a name of its own for every scene",
+                        fix="Number them, e.g. --name {scene}_{n}_map.tif",
+                    )
+
+    def _check_place(self) -> None:
+        if self.each.dst is not None:
+            raise InputError(
+                found="--dst and --out-dir together",
+                expected="one of them",
+                fix="--dst names the map of one scene, --out-dir a folder for many",
+            )
+        if self.each.vector is not None:
+            raise InputError(
+                found="--vector together with --out-dir",
+                expected="--vector-format, for polygons beside every map",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +421,13 @@ class VectorizeRequest:
     """Map that earthgate wrote."""
 
     dst: Path
-    """GeoPackage to write."""
+    """Polygons to write, in one of ``VECTOR_FORMATS``."""
 
     overwrite: bool = False
     """Whether an existing one may be replaced."""
+
+    vectors: VectorOptions = field(default_factory=VectorOptions)
+    """How the map becomes polygons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,224 +450,6 @@ class EvaluateRequest:
     """Class by code of the labels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRequest:
-    """What every training is asked: where it starts, what trains, how long. None is the usual."""
-
-    model: str | None = None
-    """Model to start from, by file or name; the packaged model without."""
-
-    model_folder: Path | None = None
-    """Further folder in which names are looked up."""
-
-    backbone: str | None = None
-    """Backbone to start from in place of a model, by name."""
-
-    weights: str | None = None
-    """Checkpoint file of the backbone, or ``published``; random weights without."""
-
-    head: str | None = None
-    """Kind of a new head."""
-
-    policy: str = "gate"
-    """What trains beside the head, a value of ``recipe.Policy``."""
-
-    steps: int | None = None
-    """Optimiser steps."""
-
-    batch: int | None = None
-    """Source images in a step of one process, and as many target images."""
-
-    crop_px: int | None = None
-    """Height and width of a training crop."""
-
-    learning_rate: float | None = None
-    """Rate at the first step."""
-
-    interval: int | None = None
-    """Steps between two choices of modules."""
-
-    modules: float | None = None
-    """Share of the modules that is open, 0..1."""
-
-    seed: int = 0
-    """Seed of everything random."""
-
-    device: str = "auto"
-    """Torch device, or ``auto``."""
-
-    overwrite: bool = False
-    """Whether existing outputs may be replaced."""
-
-    @property
-    def model_folders(self) -> tuple[Path, ...]:
-        """Folders in which names of models are looked up, after the packaged ones."""
-        return () if self.model_folder is None else (self.model_folder,)
-
-    def check(self) -> None:
-        """Refuse starts that exclude or miss one another.
-
-        Raises:
-            InputError: As the sentence says.
-        """
-        check_policy(self.policy)
-        if self.model is not None and self.backbone is not None:
-            raise InputError(found="--model and --backbone together", expected="one of them")
-        if self.weights is not None and self.backbone is None:
-            raise InputError(
-                found="--weights without --backbone", expected="the backbone that they are of"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRequest(TrainingRequest):
-    """Train on a benchmark setting's source and score on its target.
-
-    What is None is as the setting says.
-    """
-
-    setting: str
-    """Name of the setting."""
-
-    data: Path
-    """Folder that holds one folder per dataset."""
-
-    out: Path | None = None
-    """Folder for the result as JSON and as Markdown."""
-
-    def outputs(self) -> dict[str, Path]:
-        """Return the files to write, by role."""
-        if self.out is None:
-            return {}
-        stem = f"{self.setting}.{self.policy}.s{self.seed}"
-        return {"result": self.out / f"{stem}.json", "page": self.out / f"{stem}.md"}
-
-    def recipe(self, usual: Recipe) -> Recipe:
-        """Return the numbers of the training: those of a setting, except where others are given.
-
-        Raises:
-            InputError: One is out of range.
-        """
-        given = {
-            "steps": self.steps,
-            "batch": self.batch,
-            "target_batch": self.batch if usual.target_batch else None,
-            "crop_px": self.crop_px,
-            "learning_rate": self.learning_rate,
-        }
-        chosen = {"interval": self.interval, "share": self.modules}
-        return replace(
-            usual,
-            policy=Policy(self.policy),
-            seed=self.seed,
-            selection=replace(usual.selection, **_said(chosen)),
-            **_said(given),
-        )
-
-    def check(self) -> None:
-        """Refuse what cannot work, before torch is even loaded.
-
-        Raises:
-            OutputError: A result exists or cannot be written.
-            InputError: Options that exclude one another, or an unknown policy.
-        """
-        super().check()
-        check_outputs(self.outputs(), overwrite=self.overwrite, inputs=[])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest(TrainingRequest):
-    """Train a model on labelled images, and on unlabelled ones of the place it is for.
-
-    What is None is as the papers have it.
-    """
-
-    data: Path
-    """Folder of labelled images: ``images/`` and ``labels/``, or a ``manifest.csv``."""
-
-    out: Path
-    """Model file to write."""
-
-    where: Mapping[str, str] | None = None
-    """Wanted value by column of the manifest."""
-
-    target: Path | None = None
-    """Folder of images of the target; labels there are never read."""
-
-    target_where: Mapping[str, str] | None = None
-    """Wanted value by column of the target's manifest."""
-
-    ignore: tuple[str, ...] = ()
-    """Classes of the labels that are unknown pixels."""
-
-    bands: Mapping[str, int] | None = None
-    """1-based file band of ``red``, ``green`` and ``blue``."""
-
-    gsd: float | None = None
-    """Ground size of a pixel of the source images in metres, where they do not say it."""
-
-    pseudo_weight: Weighting | None = None
-    """What a pseudo-labelled pixel of the target weighs."""
-
-    devices: int = 1
-    """Processes, each on a device of its own."""
-
-    strategy: str = "auto"
-    """How they work together, in Lightning's words."""
-
-    resume: bool = True
-    """Whether to go on where an earlier run with the same ``out`` stopped."""
-
-    def inputs(self) -> list[str]:
-        """Return the files that are read and must not be written."""
-        return [path for path in (self.model, self.weights) if path]
-
-    def recipe(self) -> Recipe:
-        """Return all numbers of the training.
-
-        Raises:
-            InputError: One is out of range.
-        """
-        alone = self.target is None
-        given = {
-            "steps": self.steps,
-            "batch": self.batch or (None if alone else 2),
-            "crop_px": self.crop_px,
-            "learning_rate": self.learning_rate,
-        }
-        chosen = {"interval": self.interval or (None if alone else 50), "share": self.modules}
-        recipe = Recipe(
-            seed=self.seed,
-            policy=Policy(self.policy),
-            selection=Selection(**_said(chosen)),
-            **_said(given),
-        )
-        if alone:
-            return recipe
-        dacs = Dacs(weighting=self.pseudo_weight or "none")
-        return replace(recipe, target_batch=recipe.batch, dacs=dacs)
-
-    def check(self) -> None:
-        """Refuse what cannot work, before torch is even loaded.
-
-        Raises:
-            OutputError: The model file exists or cannot be written.
-            InputError: Options that are out of range, or exclude or miss one another.
-        """
-        super().check()
-        if self.target is None and (self.target_where or self.pseudo_weight):
-            raise InputError(
-                found="--target-where or --pseudo-weight without --target",
-                expected="the images that they are about",
-            )
-        if self.bands is not None and set(self.bands) != {"red", "green", "blue"}:
-            raise InputError(
-                found=f"--bands for {', '.join(self.bands)}", expected="red, green and blue"
-            )
-        self.recipe()
-        check_outputs({"model": self.out}, overwrite=self.overwrite, inputs=self.inputs())
-
-
 def check_policy(name: str) -> None:
     """Refuse a policy that there is not.
 
@@ -449,19 +460,60 @@ def check_policy(name: str) -> None:
         raise InputError(found=f"the policy {name!r}", expected=", ".join(Policy))
 
 
-def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def check_cluster(scheduler: str | None, workers: int | None) -> None:
+    """Refuse two Dask clusters at once, or one without Dask.
+
+    Raises:
+        InputError: A running cluster and one to start.
+        MissingDependencyError: Dask is not installed.
+    """
+    if scheduler is not None and workers is not None:
+        raise InputError(
+            found="--scheduler and --workers together",
+            expected="one of them",
+            fix="--scheduler joins a running cluster, --workers starts one on this machine",
+        )
+    if find_spec("distributed") is None:
+        raise MissingDependencyError(
+            found="--engine dask needs the library distributed, which is not installed",
+            fix="Install it with: pip install 'earthgate-geo[dask]'",
+        )
 
 
-def check_outputs(outputs: Mapping[str, Path], *, overwrite: bool, inputs: list[str]) -> None:
+def _map_name(template: str, src: str, n: int) -> str:
+    try:
+        name = template.format(scene=Path(src).stem, n=n)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        name = ""
+    if not name or Path(name).name != name:
+        raise InputError(
+            found=f"the name {template!r}",
+            expected=f"a file's name, with the fields {{scene}} and {{n}} if any, e.g. {MAP_NAME}",
+        )
+    return name
+
+
+def check_outputs(
+    outputs: Mapping[str, Path], *, overwrite: bool, inputs: list[str], made: Path | None = None
+) -> None:
     """Refuse outputs that cannot or must not be written, without touching anything.
+
+    Args:
+        outputs: Final names by role.
+        overwrite: Whether older outputs may be replaced.
+        inputs: Files that no output may be.
+        made: Folder that will be made if it is missing.
 
     Raises:
         OutputError: One exists, is an input, has the ending of another kind of file, or its
             folder is missing or not writable.
     """
     for role, path in outputs.items():
-        ending = ENDINGS.get(role, ".tif")
-        if path.suffix.lower() != ending:
-            raise OutputError(found=f"{path} for the {role}", expected=f"a name ending in {ending}")
-        Destination(path, overwrite=overwrite, inputs=inputs).check()
+        endings = ENDINGS.get(role, (".tif",))
+        if path.suffix.lower() not in endings:
+            raise OutputError(
+                found=f"{path} for the {role}",
+                expected=f"a name ending in {' or '.join(endings)}",
+            )
+        if path.parent != made or made.exists():
+            Destination(path, overwrite=overwrite, inputs=inputs).check()

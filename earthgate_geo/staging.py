@@ -10,12 +10,23 @@ from earthgate_geo.raster.destination import Destination, publish
 
 @contextmanager
 def staged(
-    outputs: Mapping[str, Path], *, overwrite: bool, inputs: Sequence[str]
+    outputs: Mapping[str, Path],
+    *,
+    overwrite: bool,
+    inputs: Sequence[str],
+    keep: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Path]]:
     """Give each output, by role, a hidden path to be built at; name them all on success.
 
     Outputs stay locked against another run all the while. Outputs of one folder are built in one
-    folder, under their own names, so that companions find each other.
+    folder, under their own names, so that companions find each other. A run that is killed as the
+    outputs get their names leaves some of them; the next one may replace those.
+
+    Args:
+        outputs: Final names by role.
+        overwrite: Whether older outputs may be replaced.
+        inputs: Files that no output may be.
+        keep: By role, an entry of the output's hidden folder that outlives a run that failed.
 
     Raises:
         OutputError: An output exists, cannot be written, or is being written.
@@ -24,9 +35,12 @@ def staged(
     with ExitStack() as stack:
         built: dict[str, Path] = {}
         rooms: dict[Path, Path] = {}
+        places = []
         for role, path in outputs.items():
-            place = Destination(path, overwrite=overwrite, inputs=inputs)
-            stack.enter_context(place)
+            place = Destination(
+                path, overwrite=overwrite, inputs=inputs, keep=(keep or {}).get(role)
+            )
+            places.append(stack.enter_context(place))
             built[role] = rooms.setdefault(path.parent, place.scratch) / path.name
         try:
             yield built
@@ -34,6 +48,8 @@ def staged(
             files = {built[role]: path for role, path in outputs.items()}
             folders = {room: folder for folder, room in rooms.items()}
             raise _renamed(error, files | folders) from error
+        for place in places:
+            place.begin_publishing()
         for role, path in outputs.items():
             publish(built[role], path)
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from earthgate_geo import __version__, doctor
 
 NAMES = [
     *("torch", "torchvision", "torchgeo", "timm", "rasterio", "pyproj", "pyogrio"),
-    *("devices", "GDAL", "PROJ", "GeoPackage", "default model"),
+    *("devices", "OpenVINO", "GDAL", "PROJ", "GeoPackage", "default model"),
     *("current folder", "temporary folder"),
 ]
 
@@ -22,15 +23,13 @@ def test_every_check_has_a_finding_and_a_fix(tmp_path: Path, monkeypatch) -> Non
     assert document["healthy"] == all(check["ok"] for check in document["checks"])
 
 
-def test_raster_libraries_agree_here() -> None:
+def test_libraries_work_and_agree_here() -> None:
     checks = {check["name"]: check for check in doctor.diagnose()["checks"]}
 
-    assert {name: checks[name]["ok"] for name in ("GDAL", "PROJ", "GeoPackage", "devices")} == {
-        "GDAL": True,
-        "PROJ": True,
-        "GeoPackage": True,
-        "devices": True,
-    }
+    wanted = ("GDAL", "PROJ", "GeoPackage", "devices", "OpenVINO")
+    assert {name: checks[name]["ok"] for name in wanted} == dict.fromkeys(wanted, True)
+    found = checks["OpenVINO"]["found"]
+    assert re.fullmatch(r"\d{4}\.\d+\.\d+, computes in (fp32|bf16)", found)
 
 
 def test_a_missing_temporary_folder_is_found_and_makes_it_unhealthy(

@@ -28,6 +28,8 @@ TRESPASSES = {
     "One door to safetensors": ("gate.py", "safetensors"),
     "One door to transformers": ("models/segmenter.py", "transformers"),
     "One door to Lightning": ("training/loop.py", "lightning"),
+    "One door to OpenVINO": ("model_file.py", "openvino"),
+    "One door to Dask": ("mapping/scene.py", "distributed"),
     "Rasters are opened in three places": ("toolbox/attach.py", "rasterio"),
 }
 

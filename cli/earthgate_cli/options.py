@@ -1,6 +1,7 @@
 """Options that several commands share, each written once."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+import earthgate_geo
 from earthgate_cli.output import Speech
 from earthgate_geo.errors import CancelledError
 from earthgate_geo.recipe import Policy
@@ -44,6 +46,15 @@ def _gsd(text: str) -> float | None:
     return None if text == "auto" else click.FloatRange(min=0, min_open=True)(text)
 
 
+def size_bytes(text: str) -> int:
+    """Return a size like 2GB in bytes."""
+    found = re.fullmatch(r"(\d+\.?\d*) ?([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is not like 2GB, 500MB or 1.5GiB.")
+    unit: int = (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " ")
+    return round(float(found[1]) * unit)
+
+
 def _creation(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
@@ -62,8 +73,15 @@ def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], 
     return decorate
 
 
-scene = _together(
-    click.option("--src", required=True, metavar="SCENE", help="Scene to map: any GDAL raster."),
+scenes = _together(
+    click.option(
+        "--src",
+        required=True,
+        multiple=True,
+        metavar="SCENE",
+        help="Scene to map: any GDAL raster, a pattern like 'images/*.tif', or @list.txt with "
+        "one a line; repeatable.",
+    ),
     click.option("--model", metavar="NAME|FILE", help="Model or adapter [default: packaged]."),
     click.option(
         "--bands",
@@ -84,10 +102,32 @@ scene = _together(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
 )
 
+folder = _together(
+    click.option(
+        "--out-dir",
+        type=FilePath,
+        metavar="DIR",
+        help="Folder for the maps of many scenes and manifest.jsonl; the same command goes on.",
+    ),
+    click.option(
+        "--name",
+        metavar="TEMPLATE",
+        help="Name of a map in it, with {scene} and {n} [default: {scene}_map.tif].",
+    ),
+    click.option(
+        "--vector-format",
+        type=click.Choice(["gpkg", "fgb", "parquet"]),
+        help="Also write polygons beside every map in it.",
+    ),
+)
+
 outputs = _together(
-    click.option("--vector", type=FilePath, help="GeoPackage of the map's polygons to write."),
+    click.option(
+        "--vector", type=FilePath, help="Polygons of the map to write: .gpkg, .fgb or .parquet."
+    ),
     click.option("--confidence", is_flag=True, help="Also write <dst>_conf.tif."),
     click.option("--probs", is_flag=True, help="Also write <dst>_probs.tif, one band a class."),
+    click.option("--aoi", metavar="FILE", help="Polygons of the area to map; nodata outside."),
     click.option(
         "--co",
         "creation",
@@ -97,6 +137,86 @@ outputs = _together(
         help="Creation option of GDAL's COG driver; repeatable.",
     ),
 )
+
+running = _together(
+    click.option(
+        "--memory",
+        type=size_bytes,
+        metavar="SIZE",
+        help="Memory to keep to, e.g. 2GB [default: a quarter of the machine's].",
+    ),
+    click.option(
+        "--resume/--no-resume",
+        default=True,
+        show_default=True,
+        help="Go on where a run with the same outputs stopped.",
+    ),
+    click.option(
+        "--runtime",
+        type=click.Choice(["auto", "torch", "openvino"]),
+        default="auto",
+        show_default=True,
+        help="What runs the network.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        default="auto",
+        show_default=True,
+        help="Numbers that it computes in.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "dask"]),
+        default="local",
+        show_default=True,
+        help="Map in this process, or on a Dask cluster.",
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Running Dask cluster, tcp://host:port."),
+    click.option(
+        "--workers", type=click.IntRange(min=1), help="Dask processes to start on this machine."
+    ),
+)
+
+_VECTORS = (
+    click.option(
+        "--min-area",
+        "min_area_m2",
+        type=click.FloatRange(min=0),
+        default=0,
+        metavar="M2",
+        help="Leave out polygons smaller than this, in square metres.",
+    ),
+    click.option(
+        "--simplify",
+        "simplify_m",
+        type=click.FloatRange(min=0),
+        default=0,
+        metavar="M",
+        help="Size of the bends that polygons lose, in metres; neighbours stay neighbours.",
+    ),
+    click.option(
+        "--cut-at-tiles",
+        is_flag=True,
+        help="Cut polygons at a fixed grid, which bounds their size and the memory.",
+    ),
+)
+
+
+def vectors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of polygons; the command takes them as ``vectors``."""
+
+    @wraps(command)
+    def call(
+        *context: Any, min_area_m2: float, simplify_m: float, cut_at_tiles: bool, **asked: Any
+    ) -> Any:
+        options = earthgate_geo.VectorOptions(
+            min_area_m2=min_area_m2, simplify_m=simplify_m, cut_at_tiles=cut_at_tiles
+        )
+        return command(*context, vectors=options, **asked)
+
+    return _together(*_VECTORS)(call)
+
 
 policy = click.option(
     "--policy",
@@ -210,3 +330,16 @@ def model_folder() -> Path:
     else:
         home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return home / "earthgate" / "models"
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted networks: EARTHGATE_CACHE or the platform's for caches."""
+    if chosen := os.environ.get("EARTHGATE_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        home = Path(os.environ.get("LOCALAPPDATA", Path.home()))
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "earthgate" / "cache"

@@ -18,6 +18,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -49,11 +50,12 @@ class Speech:
     verbose: bool = False
     """Whether to relay the log lines of the libraries below, too."""
 
-    def run(self, job: Callable[[Monitor], Document], summary: Summary) -> None:
-        """Do the job and print its result."""
+    def run(self, job: Callable[[Monitor], Document], summary: Summary) -> Document:
+        """Do the job, print its result and return it."""
         with self._monitor() as monitor, _relayed(monitor, verbose=self.verbose):
             document = job(monitor)
         self.result(document, summary)
+        return document
 
     def result(self, document: Document, summary: Summary) -> None:
         """Print the document or its summary on stdout, and the event on stderr."""
@@ -116,23 +118,35 @@ class TextMonitor:
 
     def __init__(self, *, quiet: bool, verbose: bool, bars: Progress | None = None) -> None:
         self._quiet, self._verbose, self._bars = quiet, verbose, bars
+        self._stages: dict[str, TaskID] = {}
+        self._open: TaskID | None = None
+        self._total = 0
 
     def stage(self, name: str, total: int) -> None:
-        """Begin a bar."""
-        if self._bars is not None:
-            self._bars.add_task(name, total=total, note="")
+        """Begin a bar, or begin again the one that an earlier scene had for the stage."""
+        if self._bars is None:
+            return
+        if name in self._stages:
+            self._bars.reset(self._stages[name], total=total, note="")
+        else:
+            self._stages[name] = self._bars.add_task(name, total=total, note="")
+        self._open, self._total = self._stages[name], total
 
     def update(self, done: int) -> None:
         """Move the newest bar."""
-        if self._bars is not None and self._bars.task_ids:
-            self._bars.update(self._bars.task_ids[-1], completed=done)
+        if self._bars is not None and self._open is not None:
+            self._bars.update(self._open, completed=done)
+            if done >= self._total:
+                self._open = None
 
     def log(self, message: str) -> None:
-        """Show the message beside the newest bar; print it for those who asked for more."""
+        """Show the message beside the bar that moves, else above; print it if more is wanted."""
         if self._verbose:
             click.echo(message, err=True)
-        elif self._bars is not None and self._bars.task_ids:
-            self._bars.update(self._bars.task_ids[-1], note=message)
+        elif self._bars is not None and self._open is not None:
+            self._bars.update(self._open, note=message)
+        elif self._bars is not None:
+            self._bars.console.print(message, markup=False, highlight=False)
 
     def warn(self, message: str) -> None:
         """Print the warning unless less was asked for."""

@@ -31,10 +31,44 @@ def map_lines(document: Document) -> Iterator[str]:
     yield from _written(document)
 
 
+def plan_batch_lines(document: Document) -> Iterator[str]:
+    """Say what a batch would do, scene by scene and in all."""
+    for entry in document["scenes"]:
+        told = _tiles(entry) if entry["state"] == "planned" else entry["state"]
+        yield f"{entry['src']}: {entry.get('error') or told}"
+    left = sum(entry["state"] == "planned" for entry in document["scenes"])
+    yield f"scenes   {left} of {len(document['scenes'])} to map"
+    yield f"tiles    {document['tiles']}"
+    yield f"memory   about {document['memory_mb']} MB"
+    yield f"disk     about {document['disk_mb']} MB, {document['disk_free_mb']} MB free"
+    yield f"time     about {_duration(document['seconds'])}"
+
+
+def batch_lines(document: Document) -> Iterator[str]:
+    """Say what came of the scenes: how many are mapped, which are not, and why."""
+    entries = document["scenes"]
+    done = [entry for entry in entries if entry["state"] == "done"]
+    earlier = sum(entry["earlier"] for entry in done)
+    told = f" ({earlier} by an earlier run)" if earlier else ""
+    yield (
+        f"mapped {len(done)} of {_counted(len(entries), 'scene')}{told}; "
+        f"{_duration(document['seconds']['total'])} in all"
+    )
+    failed = [entry for entry in entries if entry["state"] == "failed"]
+    for entry in failed:
+        yield f"failed {entry['src']}: {entry['error']}"
+    if any(entry["earlier"] for entry in failed):
+        yield "map those that failed before again with --retry-failed"
+    yield f"wrote {document['manifest']}"
+
+
 def adapt_lines(document: Document) -> Iterator[str]:
     """Say whether the scene was adapted to, why, and what the map shows."""
     yield document["sentence"]
-    if document.get("tiles"):
+    if "scenes" in document:
+        yield from _written(document)
+        yield from batch_lines(document)
+    elif document.get("tiles"):
         yield from map_lines(document)
     else:
         yield from _written(document)

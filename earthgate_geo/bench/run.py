@@ -23,10 +23,10 @@ from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.recipe import Recipe
-from earthgate_geo.request import BenchRequest
 from earthgate_geo.staging import staged
 from earthgate_geo.training.fit import FitOptions, FitRecord, fit
 from earthgate_geo.training.task import StepsOf
+from earthgate_geo.training_request import BenchRequest
 
 Document = dict[str, Any]
 

@@ -1,6 +1,7 @@
 """Labels drawn as polygons, lines and points."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -88,19 +89,9 @@ def open_shapes(
         MissingCrsError: The layer has no CRS.
         DataError: The layer's CRS cannot be brought into the grid's.
     """
-    info = pyogrio.read_info(path, layer=layer)
-    if info["crs"] is None:
-        raise MissingCrsError(
-            found=f"{path} has no coordinate reference system",
-            expected="one that says where its shapes lie",
-            fix="Write it into the file, e.g. with ogr2ogr -a_srs EPSG:32633 fixed.gpkg "
-            f"{path}, if you know it",
-        )
-    check_reachable(path, info["crs"], grid)
+    info = _info(path, layer, grid)
     field = _class_field(path, list(info["fields"]), options)
-    columns = [field] if field else []
-    area = _extent(grid, info["crs"])
-    frame = pyogrio.read_dataframe(path, layer=layer, columns=columns, bbox=area)
+    frame = _frame(path, layer, grid, info["crs"], [field] if field else [])
     if field:
         frame = frame[frame[field].notna()]
         words, where = [word(value) for value in frame[field]], f"field {field} of {path}"
@@ -110,6 +101,37 @@ def open_shapes(
     values = np.array([known[each] for each in words], np.uint8)
     shapes, owners = _in_pixels(frame, grid)
     return LabelShapes(shapes, values[owners], named=names.named(known.values()))
+
+
+def read_polygons(path: str, layer: str, grid: Grid) -> NDArray[np.object_]:
+    """Return the polygons of a vector layer that may meet a grid, in the grid's pixels.
+
+    Raises:
+        MissingCrsError: The layer has no CRS.
+        DataError: The layer's CRS cannot be brought into the grid's.
+    """
+    info = _info(path, layer, grid)
+    shapes, _ = _in_pixels(_frame(path, layer, grid, info["crs"], []), grid)
+    polygons: NDArray[np.object_] = shapes[shapely.get_dimensions(shapes) == 2]
+    return polygons
+
+
+def _info(path: str, layer: str, grid: Grid) -> dict[str, Any]:
+    info: dict[str, Any] = pyogrio.read_info(path, layer=layer)
+    if info["crs"] is None:
+        raise MissingCrsError(
+            found=f"{path} has no coordinate reference system",
+            expected="one that says where its shapes lie",
+            fix="Write it into the file, e.g. with ogr2ogr -a_srs EPSG:32633 fixed.gpkg "
+            f"{path}, if you know it",
+        )
+    check_reachable(path, info["crs"], grid)
+    return info
+
+
+def _frame(path: str, layer: str, grid: Grid, crs_wkt: str, columns: list[str]) -> GeoDataFrame:
+    extent = _extent(grid, crs_wkt)
+    return pyogrio.read_dataframe(path, layer=layer, columns=columns, bbox=extent)
 
 
 def _class_field(path: str, fields: Sequence[str], options: LabelOptions) -> str | None:

@@ -13,7 +13,7 @@ from rasterio.shutil import exists as raster_exists
 from earthgate_geo.data.label_names import LabelNames, LabelOptions
 from earthgate_geo.data.label_raster import open_codes
 from earthgate_geo.data.label_shapes import open_shapes
-from earthgate_geo.errors import DataError, InputError
+from earthgate_geo.errors import DataError, InputError, LabelsElsewhereError
 from earthgate_geo.metrics import OTHER
 from earthgate_geo.raster.classes import NODATA, ClassTable
 from earthgate_geo.raster.grid import Grid, Size, Window
@@ -123,14 +123,15 @@ def open_labels(
     Raises:
         InputError: There is no such file, or the options do not fit it.
         ClassNameError: The labels name a class that the model lacks.
-        DataError: The file holds no labels, or none inside the scene.
+        LabelsElsewhereError: None of the labels lies inside the scene.
+        DataError: The file cannot be read as labels.
         MissingCrsError: The file has no CRS.
     """
     text = str(path)
     if not text.startswith("/vsi") and not Path(text).exists():
         raise InputError(found=f"{text} does not exist", expected="labels, vector or raster")
     names = LabelNames(classes, options.label_map)
-    layer = _shapes_layer(text)
+    layer = shapes_layer(text)
     source: _Source
     if layer is None:
         source = open_codes(text, grid=grid, names=names, options=options)
@@ -138,7 +139,7 @@ def open_labels(
         source = open_shapes(text, layer, grid=grid, names=names, options=options)
     labels = LabelLayer(source, grid.size, classes)
     if not labels.positions():
-        raise DataError(
+        raise LabelsElsewhereError(
             found=f"{text} has no label inside the scene",
             expected="labels that overlap it",
             fix="Look at both in QGIS; one of the files may name a wrong CRS",
@@ -146,7 +147,7 @@ def open_labels(
     return labels
 
 
-def _shapes_layer(path: str) -> str | None:
+def shapes_layer(path: str) -> str | None:
     """Return the one layer of a vector file that has shapes, None if it is no vector file."""
     try:
         layers = pyogrio.list_layers(path)

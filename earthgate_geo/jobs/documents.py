@@ -16,20 +16,28 @@ from earthgate_geo.training.adapt import Adaptation
 
 Document = dict[str, Any]
 
-RUNTIME = "torch"
 _SQUARE_METRES = 10_000  # in a hectare
 
 
-def tags(job: Job, model: LoadedModel, request: MapRequest) -> dict[str, str]:
-    """Return the provenance: what decides the map, without paths, dates and devices."""
+def tags(
+    job: Job, model: LoadedModel, request: MapRequest, runtime: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the provenance: what decides the map, without paths, dates and devices.
+
+    Args:
+        job: The scene and its tiles.
+        model: The network.
+        request: What is asked.
+        runtime: What runs the network, as ``Engine.about``.
+    """
     options = {
+        "area": job.area and job.area.digest,
         "bands": job.bands,
-        "batch": job.task.batch,
         "network_px": astuple(job.plan.network),
         "nodata": request.nodata,
-        "runtime": RUNTIME,
         "stride_px": astuple(job.plan.stride),
         "tile_px": astuple(job.plan.tile),
+        **runtime,
     }
     found = {
         "EARTHGATE_VERSION": __version__,
@@ -64,7 +72,6 @@ def about(job: Job, model: LoadedModel, request: MapRequest) -> Document:
         "tile_px": plan.network.rows,
         "stride_px": round(plan.stride.rows * down),
         "gsd": gsd.mean_m / math.sqrt(down * across),
-        "runtime": RUNTIME,
         "outputs": {role: str(path) for role, path in request.outputs().items()},
     }
 

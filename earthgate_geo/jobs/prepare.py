@@ -2,20 +2,22 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
-from earthgate_geo import model_file
+from earthgate_geo.data.area import Area, open_area
 from earthgate_geo.data.labels import LabelLayer, LabelOptions, open_labels
 from earthgate_geo.data.scenes import SceneDataset, TilePlan, plan_tiles
-from earthgate_geo.errors import InputError
-from earthgate_geo.mapping.scene import MapTask
+from earthgate_geo.errors import InputError, LabelsElsewhereError
+from earthgate_geo.jobs.engines import Engines
+from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.read import Radiometry, Scene
 from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest
+from earthgate_geo.training.tiles import SceneView
 
 _MOST_READERS = 4
 """Processes that read images for one graphics card."""
@@ -31,12 +33,17 @@ class Job:
     radiometry: Radiometry
     plan: TilePlan
     labels: LabelLayer | None
+    area: Area | None
     device: torch.device
 
     @property
-    def dataset(self) -> SceneDataset:
+    def view(self) -> SceneView:
         """The scene with its labels, for adaptation."""
-        return SceneDataset(self.scene, bands=self.bands, labels=self.labels)
+        return SceneView(
+            dataset=SceneDataset(self.scene, bands=self.bands, labels=self.labels),
+            plan=self.plan,
+            radiometry=self.radiometry,
+        )
 
     @property
     def task(self) -> MapTask:
@@ -47,48 +54,78 @@ class Job:
             radiometry=self.radiometry,
             plan=self.plan,
             classes=self.model.segmenter.config.classes,
-            device=str(self.device),
+            area=self.area,
         )
 
 
 @contextmanager
-def prepared(request: MapRequest, monitor: Monitor) -> Iterator[Job]:
+def prepared(request: MapRequest, monitor: Monitor, *, engines: Engines) -> Iterator[Job]:
     """Open and check everything that a job needs, the cheap things first."""
     request.check()
-    device = torch_device(request.device)
     with request.open() as scene:
-        model = model_file.load_model(request.model, folders=request.model_folders)
-        if isinstance(request, AdaptRequest) and model.adapter:
-            raise InputError(
-                found=f"{request.model} is an adapter, made for {model.adapter.scene}",
-                expected="a model",
-                fix=f"Adapt its base {model.name}, or map with the adapter: earthgate map --model",
-            )
-        config = model.segmenter.config
-        bands = scene.choose_bands(config.bands)
-        labels = None
-        if isinstance(request, AdaptRequest) and request.labels:
-            options = label_options(request)
-            labels = open_labels(request.labels, scene.grid, config.classes, options)
-        job = Job(
-            scene=scene,
-            model=model,
-            bands=bands,
-            radiometry=scene.radiometry(bands),
-            plan=plan_tiles(
-                scene.grid,
-                tile_px=config.tile_px,
-                stride_px=config.tile_px * 3 // 4,
-                gsd_min_m=config.gsd_min_m,
-                gsd_max_m=config.gsd_max_m,
-                forced_gsd_m=request.gsd,
-            ),
-            labels=labels,
-            device=device,
+        yield _job(request, scene, monitor, engines)
+
+
+@contextmanager
+def prepared_together(
+    request: AdaptRequest, monitor: Monitor, *, engines: Engines
+) -> Iterator[list[Job]]:
+    """Open and check all scenes of an adaptation; labels are of the scenes that they lie in.
+
+    Raises:
+        LabelsElsewhereError: They lie in none.
+    """
+    request.check()
+    jobs, missed = [], []
+    with ExitStack() as stack:
+        for src in (request.src, *request.more):
+            one = replace(request, src=src)
+            scene = stack.enter_context(one.open())
+            try:
+                jobs.append(_job(one, scene, monitor, engines))
+            except LabelsElsewhereError as error:
+                missed.append(error)
+                jobs.append(_job(replace(one, labels=None), scene, monitor, engines))
+        if len(missed) == len(jobs):
+            raise missed[0]
+        yield jobs
+
+
+def _job(request: MapRequest, scene: Scene, monitor: Monitor, engines: Engines) -> Job:
+    # A cluster has its own.
+    device = torch_device("cpu" if request.scheduler else request.device)
+    model = engines.model(request)
+    if isinstance(request, AdaptRequest) and model.adapter:
+        raise InputError(
+            found=f"{request.model} is an adapter, made for {model.adapter.scene}",
+            expected="a model",
+            fix=f"Adapt its base {model.name}, or map with the adapter: earthgate map --model",
         )
-        if job.plan.note:
-            monitor.warn(job.plan.note)
-        yield job
+    config = model.segmenter.config
+    bands = scene.choose_bands(config.bands)
+    labels = None
+    if isinstance(request, AdaptRequest) and request.labels:
+        labels = open_labels(request.labels, scene.grid, config.classes, label_options(request))
+    plan = plan_tiles(
+        scene.grid,
+        tile_px=config.tile_px,
+        stride_px=config.tile_px * 3 // 4,
+        gsd_min_m=config.gsd_min_m,
+        gsd_max_m=config.gsd_max_m,
+        forced_gsd_m=request.gsd,
+    )
+    if plan.note:
+        monitor.warn(plan.note)
+    return Job(
+        scene=scene,
+        model=model,
+        bands=bands,
+        radiometry=scene.radiometry(bands),
+        plan=plan,
+        labels=labels,
+        area=None if request.aoi is None else open_area(request.aoi, scene.grid),
+        device=device,
+    )
 
 
 def label_options(request: AdaptRequest | EvaluateRequest) -> LabelOptions:

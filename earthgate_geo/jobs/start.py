@@ -19,7 +19,7 @@ from earthgate_geo.models.checkpoint import KeyReport, fit_checkpoint
 from earthgate_geo.models.heads import default_head
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
 from earthgate_geo.raster.classes import ClassTable
-from earthgate_geo.request import TrainingRequest
+from earthgate_geo.training_request import TrainingRequest
 
 PUBLISHED = "published"
 """Stands for the weights that timm knows of a backbone."""

@@ -22,9 +22,9 @@ from earthgate_geo.raster.classes import ClassTable
 from earthgate_geo.raster.destination import Destination, publish
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Recipe
-from earthgate_geo.request import TrainRequest
 from earthgate_geo.toolbox.attach import settle
 from earthgate_geo.training.fit import STATE, FitOptions, FitRecord, fit, process_rank
+from earthgate_geo.training_request import TrainRequest
 
 Document = dict[str, Any]
 
@@ -52,7 +52,7 @@ def run_train(request: TrainRequest, monitor: Monitor) -> Document:
     """
     request.check()
     place = Destination(
-        request.out, overwrite=request.overwrite, inputs=request.inputs(), keep=True
+        request.out, overwrite=request.overwrite, inputs=request.inputs(), keep=STATE
     )
     if process_rank() > 0:
         _prepared(request, SilentMonitor()).train(place.scratch, SilentMonitor())

@@ -8,7 +8,7 @@ from pyproj import CRS, Transformer
 from pyproj.crs import ProjectedCRS
 from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
 
-from earthgate_geo.raster.grid import Grid
+from earthgate_geo.raster.grid import Grid, Window
 
 Array = NDArray[np.float64]
 
@@ -31,12 +31,12 @@ class PixelAreas:
         self._nodes = np.arange(0, grid.size.cols + STEP_PX, STEP_PX, dtype=np.float64)
         self._project = _equal_area(grid)
 
-    def rows(self, first: int, count: int) -> Array:
-        """Return the areas of ``count`` rows from row ``first`` on, of shape (row, col)."""
-        steps = (np.arange(first, first + count) + 0.5) / STEP_PX
+    def within(self, window: Window) -> Array:
+        """Return the areas of the pixels of a window, of shape (row, col)."""
+        steps = (np.arange(window.row, window.row_stop) + 0.5) / STEP_PX
         top = int(steps[0])
         nodes = range(top, int(steps[-1]) + 2)
-        across = np.arange(self._grid.size.cols) + 0.5
+        across = np.arange(window.col, window.col_stop) + 0.5
         known = np.stack([np.interp(across, self._nodes, self._at(n * STEP_PX)) for n in nodes])
         above = steps.astype(np.int64) - top
         share = (steps % 1)[:, None]

@@ -1,58 +1,82 @@
-"""One scene to its map: tiles, network, blending, layers, in one pass."""
+"""One scene to its map: cells, then layers, all of them or none."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import rasterio
 
-from earthgate_geo.data.sampling import TopDownSampler
-from earthgate_geo.data.scenes import NetworkInput, Sample, SceneDataset, TilePlan
-from earthgate_geo.errors import EarthgateError, ModelFileError
-from earthgate_geo.mapping.blend import STRIP_ROWS, Strip, StripBlender
+from earthgate_geo.errors import DataError, InputError, ModelFileError
+from earthgate_geo.mapping.layout import Layout
+from earthgate_geo.mapping.runtime import Runtime
+from earthgate_geo.mapping.stream import STRIPS_BEHIND, TILES_AHEAD, MapTask, map_piece
+from earthgate_geo.mapping.strips import StripFolder
 from earthgate_geo.monitor import Monitor
-from earthgate_geo.raster.classes import FULL_SCALE, NODATA, ClassTable
-from earthgate_geo.raster.cog import BLOCK_PX, CACHE_BYTES, Layer, LayerWriter
+from earthgate_geo.raster.classes import FULL_SCALE, ClassTable
+from earthgate_geo.raster.cog import BLOCK_PX, Layer, LayerWriter
 from earthgate_geo.raster.destination import Destination
-from earthgate_geo.raster.grid import Grid, Tiling, Window
-from earthgate_geo.raster.read import Radiometry, Scene
 
-Network = Callable[[Tensor], Tensor]
-"""Images (batch, channel, height, width) in 0..1 to logits (batch, class, height, width)."""
+PANEL_BYTES = 256_000_000
+"""Most memory in which tiles are blended: wider panels save nothing that can be measured."""
 
-_DISK_SHARE = 2.6
-"""Most bytes a layer takes per pixel while its COG is built next to its rows."""
+_DISK_SHARE = 3.6
+"""Most bytes a layer takes per pixel while its COG is built next to its cells and rows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MapTask:
-    """What is mapped and how: all that decides the labels, next to the network."""
+class Engine(Protocol):
+    """Who maps: this process, or a cluster."""
 
-    scene: Scene
-    """Scene to map."""
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """``runtime``, ``precision`` and ``batch``: what decides the bits of the network."""
 
-    bands: Sequence[int]
-    """1-based file bands for the network, from ``Scene.choose_bands``."""
+    def fill(self, task: MapTask, strips: StripFolder, monitor: Monitor) -> Mapping[str, float]:
+        """Finish all cells that are missing; return the sums of what ``map_piece`` returns."""
 
-    radiometry: Radiometry
-    """Of those bands, from ``Scene.radiometry``."""
 
-    plan: TilePlan
-    """Tiles, from ``plan_tiles``."""
+class LocalEngine:
+    """Maps in this process.
 
-    classes: ClassTable
-    """Classes of the network, in the order of its logits."""
+    Args:
+        runtime: The network.
+        memory_bytes: What mapping may take beside the program, the network and GDAL's cache.
+    """
 
-    batch: int = 4
-    """Tiles per call of the network; the last batch is filled up with grey ones."""
+    def __init__(self, runtime: Runtime, *, memory_bytes: int) -> None:
+        self._runtime, self._memory_bytes = runtime, memory_bytes
 
-    device: str = "cpu"
-    """Torch device on which the network lives."""
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """``runtime``, ``precision`` and ``batch``."""
+        runtime = self._runtime
+        return {"runtime": runtime.name, "precision": runtime.precision, "batch": runtime.batch}
+
+    def fill(self, task: MapTask, strips: StripFolder, monitor: Monitor) -> Mapping[str, float]:
+        """Finish all cells that are missing, panel by panel.
+
+        Raises:
+            InputError: The memory does not suffice for the narrowest panel.
+            EarthgateError: As ``map_piece``.
+        """
+        layout = strips.layout
+        units = panel_units(layout, task, self._memory_bytes)
+        pieces = list(layout.pieces(strips.missing(), units_at_once=units))
+        monitor.stage("map", sum(len(layout.tiles(piece)) for piece in pieces))
+        done, spent = 0, dict.fromkeys(("tiles", "read", "network", "write"), 0.0)
+
+        def told(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            monitor.update(done)
+
+        for piece in pieces:
+            for part, amount in map_piece(self._runtime, task, piece, strips, told=told).items():
+                spent[part] += amount
+        return spent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +100,12 @@ class MapOutputs:
 
     overwrite: bool = False
     """Whether existing files may be replaced."""
+
+    strips: Path | None = None
+    """Folder of finished cells, which outlives a run that fails; without one they are lost."""
+
+    resume: bool = True
+    """Whether to go on with the cells in ``strips``; otherwise they are removed."""
 
     def layers(self, classes: ClassTable) -> dict[str, Layer]:
         """Return the layers by role: map, confidence, probs."""
@@ -115,7 +145,8 @@ class MapResult:
     """Ground size of a pixel as the network sees it, in metres."""
 
     seconds: Mapping[str, float]
-    """Seconds in all (``total``) and of them in ``read``, ``network``, ``write``."""
+    """Seconds in all (``total``), and of them on the way of the data: waiting for tiles (``read``),
+    for the network (``network``), blending and writing (``write``)."""
 
     class_pixels: Mapping[str, int]
     """Pixels by class name."""
@@ -138,179 +169,156 @@ class MapEstimate:
     """Disk space while writing; the finished files are compressed and take a part of it."""
 
 
-def map_scene(
-    network: Network, task: MapTask, outputs: MapOutputs, *, monitor: Monitor
-) -> MapResult:
+def map_scene(engine: Engine, task: MapTask, outputs: MapOutputs, *, monitor: Monitor) -> MapResult:
     """Map a scene onto its own grid; either all layers appear or none.
 
-    Valid pixels of the layers are the valid pixels of the scene. Memory: classes x tile rows x
-    scene width in float32, one batch, and what the layers buffer.
+    Valid pixels of the layers are the valid pixels of the scene. The files are the same byte for
+    byte whatever the engine, its memory, and how often the run was killed and gone on with.
 
     Args:
-        network: Any callable from images to logits, in evaluation mode.
+        engine: Who maps.
         task: What is mapped and how.
         outputs: Files to write.
-        monitor: Told the stages ``map`` (tiles) and ``finish`` (layers); may cancel.
+        monitor: Told the stages ``map`` (tiles) and ``finish`` (bands of rows and layers); may
+            cancel.
 
     Raises:
-        OutputError: A destination exists, is being written, or is the scene.
+        OutputError: A destination exists, is being written, or is the scene; or the finished
+            cells are of another map.
         DataError: The scene is damaged.
         ModelFileError: The network does not give the classes of the task.
         EarthgateError: The network gives numbers that are not finite.
         StorageError: Writing failed.
-        CancelledError: The monitor said so.
+        CancelledError: The monitor or the user said so.
     """
     started = perf_counter()
-    clock = _Clock()
-    plan, size = task.plan, task.scene.grid.size
-    tiling = Tiling(size, plan.tile, plan.stride)
-    blender = StripBlender(tiling, classes=len(task.classes), device=task.device)
-    tiles = 0
-    with ExitStack() as stack, torch.inference_mode():
-        layers = _Layers(task, outputs, stack)
-        for window, probabilities, valid in _predict(network, task, clock, monitor):
-            with clock.on("write"):
-                for strip in blender.take(window.row):
-                    layers.write(strip)
-                blender.add(window, probabilities, valid)
-            tiles += 1
-        with clock.on("write"):
-            for strip in blender.take(size.rows):
-                layers.write(strip)
-            layers.publish(monitor)
-    gsd, down = task.scene.grid.gsd(), plan.network.rows / plan.tile.rows
-    across = plan.network.cols / plan.tile.cols
+    plan, task = task.plan, _wanted(task, outputs)
+    layers = outputs.layers(task.classes)
+    with ExitStack() as stack:
+        places = {
+            role: stack.enter_context(
+                Destination(layer.path, overwrite=outputs.overwrite, inputs=[task.scene.path])
+            ).scratch
+            for role, layer in layers.items()
+        }
+        folder = outputs.strips or places["map"] / "strips"
+        strips = StripFolder(folder, Layout(task.tiling), planes=task.planes)
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=task.cache_bytes))
+        spent = _filled(engine, task, outputs, strips, monitor)
+        finishing = perf_counter()
+        writers = {
+            role: stack.enter_context(
+                LayerWriter(layer, task.scene.grid, scratch=places[role], creation=outputs.creation)
+            )
+            for role, layer in layers.items()
+        }
+        _assemble(strips, list(writers.values()), monitor)
+        counts = writers["map"].counts
+        spent["write"] += perf_counter() - finishing
+    down, across = plan.network.rows / plan.tile.rows, plan.network.cols / plan.tile.cols
     return MapResult(
-        tiles=tiles,
+        tiles=round(spent.pop("tiles")),
         tile_px=plan.network.rows,
         stride_px=round(plan.stride.rows * down),
-        gsd_m=gsd.mean_m / math.sqrt(down * across),
-        seconds={"total": perf_counter() - started, **clock.seconds},
-        class_pixels=layers.class_pixels(task.classes),
-        outputs={role: layer.path for role, layer in outputs.layers(task.classes).items()},
+        gsd_m=task.scene.grid.gsd().mean_m / math.sqrt(down * across),
+        seconds={"total": perf_counter() - started, **spent},
+        class_pixels={c.name: int(counts[c.value]) for c in task.classes},
+        outputs={role: layer.path for role, layer in layers.items()},
     )
 
 
-def _predict(
-    network: Network, task: MapTask, clock: "_Clock", monitor: Monitor
-) -> Iterator[tuple[Window, Tensor, Tensor]]:
-    """Yield window, probabilities (class, row, col) and validity (row, col) of every tile."""
-    to_network = NetworkInput(task.radiometry, task.plan.network)
-    dataset = SceneDataset(task.scene, bands=task.bands, transforms=to_network)
-    with clock.on("read"):
-        queries = list(TopDownSampler(dataset, task.plan.tile, task.plan.stride))
-    monitor.stage("map", len(queries))
-    for first in range(0, len(queries), task.batch):
-        with clock.on("read"):
-            samples = [dataset[query] for query in queries[first : first + task.batch]]
-        with clock.on("network"):
-            batch = _logits(network, task, samples)
-        for sample, logits in zip(samples, batch, strict=True):
-            # One by one: tiles of a much finer scene are far larger than the network's output.
-            with clock.on("network"):
-                probabilities = _resized(logits, sample["window"]).softmax(dim=0)
-            yield sample["window"], probabilities, sample["valid"].to(task.device)
-        monitor.update(first + len(samples))
+def _wanted(task: MapTask, outputs: MapOutputs) -> MapTask:
+    return replace(task, confidence=bool(outputs.confidence), probs=bool(outputs.probs))
 
 
-def _logits(network: Network, task: MapTask, samples: Sequence[Sample]) -> Tensor:
-    # Always the same shape: with another one, torch may choose kernels that round differently.
-    size = task.plan.network
-    images = torch.full((task.batch, len(task.bands), size.rows, size.cols), 0.5)
-    for image, sample in zip(images, samples, strict=False):
-        image.copy_(sample["image"])
-    logits = network(images.to(task.device)).float()
-    if logits.shape[:2] != (task.batch, len(task.classes)):
-        raise ModelFileError(
-            found=f"a network with {logits.shape[1]} outputs",
-            expected=f"{len(task.classes)}, one for each class",
+def _filled(
+    engine: Engine, task: MapTask, outputs: MapOutputs, strips: StripFolder, monitor: Monitor
+) -> dict[str, float]:
+    """Finish all cells; those of a run that fails stay, except where its input was bad."""
+    facts = {key.removeprefix("EARTHGATE_").lower(): text for key, text in outputs.tags.items()}
+    layers = ", ".join(outputs.layers(task.classes))
+    strips.begin(facts | {"scene": task.scene.digest(), "layers": layers}, resume=outputs.resume)
+    todo = strips.missing()
+    if (have := len(strips.layout.cells()) - len(todo)) > 0:
+        monitor.log(f"going on: {have} of {have + len(todo)} parts of the map are finished")
+    try:
+        return dict(engine.fill(task, strips, monitor)) if todo else _nothing(monitor)
+    except BaseException as error:
+        bad_input = isinstance(error, InputError | DataError | ModelFileError)
+        if bad_input or strips.missing() == strips.layout.cells():
+            strips.clear()
+        raise
+
+
+def _nothing(monitor: Monitor) -> dict[str, float]:
+    monitor.stage("map", 0)
+    return dict.fromkeys(("tiles", "read", "network", "write"), 0.0)
+
+
+def _assemble(strips: StripFolder, writers: list[LayerWriter], monitor: Monitor) -> None:
+    """Make the layers out of the cells and give them their names."""
+    bands = strips.layout.bands
+    monitor.stage("finish", bands + len(writers))
+    for band in range(bands):
+        planes = strips.read(band)
+        first, row = 0, strips.layout.rows(band).start
+        for writer in writers:
+            writer.write_rows(row, planes[first : first + writer.layer.bands])
+            first += writer.layer.bands
+        monitor.update(band + 1)
+    for done, writer in enumerate(writers, bands + 1):
+        writer.finish()
+        monitor.update(done)
+    for writer in reversed(writers):
+        writer.publish()  # the map comes last: where it stands, all stand
+
+
+def panel_units(layout: Layout, task: MapTask, memory_bytes: int) -> int:
+    """Return how many units of columns are mapped at once.
+
+    Raises:
+        InputError: The memory does not suffice for one.
+    """
+    tile, raster = task.plan.tile, layout.tiling.raster
+    rows = min(tile.rows, raster.rows)
+    # Sums and validity of the open rows; finished bands: one grows, others wait for the disk.
+    column_bytes = rows * (4 * len(task.classes) + 1) + rows * task.planes * (2 + STRIPS_BEHIND)
+    cols = layout.cols(range(1))
+    unit_bytes: int = column_bytes * (cols.stop - cols.start)
+    least_bytes = unit_bytes + _tiles_bytes(task)
+    if least_bytes > memory_bytes:
+        raise InputError(
+            found=f"--memory {memory_bytes / 1e9:.2g} GB for {len(task.classes)} classes and tiles "
+            f"of {tile.rows} x {tile.cols} px",
+            expected=f"{least_bytes / 1e9 + 0.05:.1f} GB or more",
         )
-    for tile, sample in zip(logits, samples, strict=False):
-        if not torch.isfinite(tile).all():
-            window = sample["window"]
-            raise EarthgateError(
-                found="the network gives numbers that are not finite for the tile at row "
-                f"{window.row}, column {window.col} of {task.scene.path}",
-                fix="Nothing was written; try another model, or adapt again",
-            )
-    return logits[: len(samples)]
+    budget = min(PANEL_BYTES, memory_bytes - _tiles_bytes(task))
+    return max(1, min(layout.units, budget // unit_bytes))
 
 
-def _resized(logits: Tensor, window: Window) -> Tensor:
-    size = (window.size.rows, window.size.cols)
-    if tuple(logits.shape[1:]) == size:
-        return logits
-    return functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+def _tiles_bytes(task: MapTask) -> int:
+    """Bound what tiles take on their way through the network."""
+    tile, network, bands = task.plan.tile, task.plan.network, len(task.bands)
+    read = tile.rows * tile.cols * (4 * bands + 1) * 2 + network.rows * network.cols * 4 * bands
+    blended = tile.rows * tile.cols * 4 * len(task.classes) * 3
+    return (TILES_AHEAD + 2) * read + blended
 
 
-class _Layers:
-    """The files of one map: strips in, all files out together."""
+def estimate(task: MapTask, outputs: MapOutputs, *, memory_bytes: int) -> MapEstimate:
+    """Estimate what ``map_scene`` will take in this process, without touching anything.
 
-    def __init__(self, task: MapTask, outputs: MapOutputs, stack: ExitStack) -> None:
-        self._writers: dict[str, LayerWriter] = {}
-        for role, layer in outputs.layers(task.classes).items():
-            destination = stack.enter_context(
-                Destination(layer.path, overwrite=outputs.overwrite, inputs=[task.scene.path])
-            )
-            self._writers[role] = stack.enter_context(
-                LayerWriter(
-                    layer,
-                    task.scene.grid,
-                    scratch=destination.scratch,
-                    creation=outputs.creation,
-                )
-            )
-
-    def write(self, strip: Strip) -> None:
-        best, labels = strip.probabilities.max(dim=0)
-        rows = {"map": torch.where(strip.valid, labels, NODATA).to(torch.uint8)[None]}
-        if "confidence" in self._writers:
-            rows["confidence"] = _scaled(best[None], strip.valid)
-        if "probs" in self._writers:
-            rows["probs"] = _scaled(strip.probabilities, strip.valid)
-        for role, values in rows.items():
-            self._writers[role].write_rows(strip.row, values.cpu().numpy())
-
-    def class_pixels(self, classes: ClassTable) -> dict[str, int]:
-        return {c.name: int(self._writers["map"].counts[c.value]) for c in classes}
-
-    def publish(self, monitor: Monitor) -> None:
-        monitor.stage("finish", len(self._writers))
-        for done, writer in enumerate(self._writers.values(), 1):
-            writer.finish()
-            monitor.update(done)
-        for writer in reversed(self._writers.values()):
-            writer.publish()  # the map comes last: where it stands, all stand
-
-
-def _scaled(probabilities: Tensor, valid: Tensor) -> Tensor:
-    scaled = (probabilities * FULL_SCALE).round().clamp(0, FULL_SCALE)
-    return torch.where(valid, scaled, NODATA).to(torch.uint8)
-
-
-class _Clock:
-    """Seconds by part of the work."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read": 0.0, "network": 0.0, "write": 0.0}
-
-    @contextmanager
-    def on(self, part: str) -> Iterator[None]:
-        started = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += perf_counter() - started
-
-
-def estimate(grid: Grid, plan: TilePlan, outputs: MapOutputs, classes: ClassTable) -> MapEstimate:
-    """Estimate what ``map_scene`` will take, without touching anything."""
-    bands = sum(layer.bands for layer in outputs.layers(classes).values())
-    size, tile = grid.size, plan.tile
-    blended = (min(tile.rows, size.rows) + 3 * STRIP_ROWS) * size.cols + 3 * tile.rows * tile.cols
-    written = 2 * BLOCK_PX * size.cols * bands + CACHE_BYTES  # the cache serves reading as well
+    Raises:
+        InputError: The memory does not suffice.
+    """
+    task = _wanted(task, outputs)
+    layout, size = Layout(task.tiling), task.scene.grid.size
+    units = panel_units(layout, task, memory_bytes)
+    rows = min(task.plan.tile.rows, size.rows)
+    panel_cols = min(size.cols, math.ceil(size.cols * units / layout.units))
+    blended = panel_cols * rows * (4 * len(task.classes) + 1 + task.planes * (2 + STRIPS_BEHIND))
+    written = 3 * BLOCK_PX * size.cols * task.planes
     return MapEstimate(
-        tiles=len(Tiling(size, tile, plan.stride)),
-        memory_bytes=len(classes) * blended * 4 + written,
-        disk_bytes=round(size.rows * size.cols * bands * _DISK_SHARE),
+        tiles=len(task.tiling),
+        memory_bytes=max(blended + _tiles_bytes(task), written) + task.cache_bytes,
+        disk_bytes=round(size.rows * size.cols * task.planes * _DISK_SHARE),
     )

@@ -1,90 +1,76 @@
-"""Maps to polygons: a GeoPackage with class names, areas, confidence and its own style."""
+"""Maps to polygons with class names, areas and confidence."""
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
+import pyarrow as pa
 import shapely
-from geopandas import GeoDataFrame
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
-from earthgate_geo.errors import DataError, InputError, StorageError
+from earthgate_geo.errors import DataError, InputError
 from earthgate_geo.mapping.areas import PixelAreas, to_crs
-from earthgate_geo.mapping.trace import Regions, Tracer
+from earthgate_geo.mapping.simplify import BLOCK_PX, Simplifier
+from earthgate_geo.mapping.trace import Place, Regions, Tracer
+from earthgate_geo.mapping.vector_files import FIELDS, Layer, VectorFile, create
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.class_map import class_table
-from earthgate_geo.raster.classes import FULL_SCALE, NODATA, ClassTable, vector_qml
+from earthgate_geo.raster.classes import FULL_SCALE, NODATA, ClassTable
 from earthgate_geo.raster.cog import CLASSES_TAG
-from earthgate_geo.raster.destination import Destination, publish, storage_error
-from earthgate_geo.raster.grid import Grid, Size, Window
+from earthgate_geo.raster.destination import Destination, publish
+from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import Scene, open_scene
+from earthgate_geo.request import VectorOptions
 
 STRIP_PIXELS = 1 << 21
 """Pixels that are traced at once."""
 
+BAND_ROWS = BLOCK_PX
+"""Rows at whose multiples open regions may be cut: simplified outlines have points there."""
+
+TILE_PX = 4 * BAND_ROWS
+"""Side of the tiles at whose borders polygons are cut, if asked for."""
+
+OPEN_CORNERS = 4_000_000
+"""Corners of open regions past which they are cut; one of so many takes up to 1.5 GB to write."""
+
 CHUNK_CORNERS = 500_000
 """Corners of polygons that are written at once: GDAL opens the file anew each time."""
-
-_WRITE_ERRORS = (DataSourceError, DataLayerError, FeatureError)
-
-# The table that QGIS itself makes for a layer's styles, and its way to mark the default.
-_STYLE_TABLE = """
-CREATE TABLE layer_styles (
-    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
-    f_table_catalog TEXT(256),
-    f_table_schema TEXT(256),
-    f_table_name TEXT(256),
-    f_geometry_column TEXT(256),
-    styleName TEXT(30),
-    styleQML TEXT,
-    styleSLD TEXT,
-    useAsDefault BOOLEAN,
-    description TEXT,
-    owner TEXT(30),
-    ui TEXT(30),
-    update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now'))
-);
-INSERT INTO gpkg_contents (table_name, data_type, identifier)
-VALUES ('layer_styles', 'attributes', 'layer_styles');
-"""
-_STYLE_ROW = """
-INSERT INTO layer_styles (
-    f_table_catalog, f_table_schema, f_table_name, f_geometry_column,
-    styleName, styleQML, styleSLD, useAsDefault, description, owner, ui
-) VALUES ('', '', ?, 'geom', ?, ?, '', 1, 'Classes of the map', '', '')
-"""
 
 
 def vectorize(
     map_path: str | Path,
-    gpkg_path: str | Path,
+    path: str | Path,
     *,
+    options: VectorOptions | None = None,
     confidence_path: str | Path | None = None,
-    min_area_m2: float = 0.0,
     overwrite: bool = False,
     monitor: Monitor,
 ) -> dict[str, Any]:
-    """Write the regions of a map as polygons: 4-connected, with the exact edges of its pixels.
+    """Write the regions of a map as polygons: 4-connected, with the edges of its pixels.
 
     One layer, named after the file, of MultiPolygons in the CRS of the map, with the fields
-    ``class_id``, ``class_name``, ``area_m2`` (on the ellipsoid, whatever the CRS; NULL where a
-    polygon reaches off the Earth) and ``confidence`` (mean over the polygon, 0..1). Memory:
-    strips of 2 million pixels, and the outlines of the regions that are still open; a region
-    that spans the scene stays open.
+    ``class_id``, ``class_name``, ``area_m2`` (of the pixels, on the ellipsoid, whatever the CRS;
+    NULL where a polygon reaches off the Earth) and ``confidence`` (mean over the polygon, 0..1).
+    A GeoPackage, FlatGeobuf or GeoParquet, as the ending says.
+
+    Memory: strips of 2 million pixels, and the outlines of the regions that are still open. Past 4
+    million corners, open regions are cut at the next multiple of 1024 rows, with a warning.
 
     Args:
         map_path: A map that earthgate wrote.
-        gpkg_path: GeoPackage to write.
+        path: File to write: .gpkg, .fgb or .parquet.
+        options: What is left out, simplified or cut; nothing without. Places of polygons that are
+            left out stay empty. Simplified neighbours keep one line, without gaps or overlaps.
+            Polygons are cut at multiples of 4096 rows and columns.
         confidence_path: Its confidence layer. Without it, ``<map stem>_conf.tif`` beside the map
             is used if it is of the same run; failing that, ``confidence`` is NULL.
-        min_area_m2: Smaller polygons are left out; their places stay empty.
         overwrite: Whether an existing file may be replaced.
-        monitor: Told the stage ``vectorize``, in rows; may cancel.
+        monitor: Told the stage ``vectorize``, in rows of the map or its columns of tiles; may
+            cancel.
 
     Returns:
         ``output``, ``polygons``, and by class name in ``classes`` ``polygons`` and ``area_m2``.
@@ -92,11 +78,11 @@ def vectorize(
     Raises:
         InputError: The file is not a map of ours, or the confidence layer does not fit it.
         DataError: A file is damaged.
-        OutputError: The destination exists, is being written, or is an input.
+        OutputError: The destination exists, is being written, is an input, or has another ending.
         StorageError: Writing failed.
         CancelledError: The monitor said so.
     """
-    path = Path(gpkg_path)
+    path, options = Path(path), options or VectorOptions()
     with ExitStack() as stack:
         scene = stack.enter_context(open_scene(map_path))
         classes = class_table(scene)
@@ -106,18 +92,20 @@ def vectorize(
             inputs.append(stack.enter_context(confidence).path)
         destination = Destination(path, overwrite=overwrite, inputs=inputs)
         scratch = stack.enter_context(destination).scratch / path.name
-        package = _Package(scratch, path, scene.grid, classes, min_area_m2)
-        for regions in _regions(scene, classes, confidence, monitor):
-            package.add(regions)
-        package.finish()
+        layer = Layer(path=path, crs_wkt=scene.grid.crs.to_wkt(), classes=classes)
+        file = stack.enter_context(closing(create(layer, scratch)))
+        polygons = _Polygons(file, classes, options.min_area_m2)
+        for regions in _regions(_Map(scene, confidence, len(classes)), options, monitor):
+            polygons.add(regions)
+        polygons.finish()
         publish(scratch, path)
     return {
         "output": str(path),
-        "polygons": int(package.polygons.sum()),
+        "polygons": int(polygons.count.sum()),
         "classes": {
             c.name: {
-                "polygons": int(package.polygons[c.value]),
-                "area_m2": float(package.area_m2[c.value]),
+                "polygons": int(polygons.count[c.value]),
+                "area_m2": float(polygons.area_m2[c.value]),
             }
             for c in classes
         },
@@ -150,30 +138,33 @@ def _run(scene: Scene) -> dict[str, str]:
     }
 
 
-def _regions(
-    scene: Scene, classes: ClassTable, confidence: Scene | None, monitor: Monitor
-) -> Iterator[Regions]:
-    """Yield the regions; their measures are square metres and sums of confidence."""
-    size = scene.grid.size
-    areas = PixelAreas(scene.grid)
-    tracer = Tracer(size.cols, measures=2)
-    monitor.stage("vectorize", size.rows)
-    rows = max(1, STRIP_PIXELS // size.cols)
-    for row in range(0, size.rows, rows):
-        window = Window(row, 0, Size(min(rows, size.rows - row), size.cols))
-        values = _values(scene, window)
-        if (wrong := values[(values >= len(classes)) & (values != NODATA)]).size:
+@dataclass(frozen=True)
+class _Map:
+    """Classes and confidence by window."""
+
+    scene: Scene
+    confidence: Scene | None
+    class_count: int
+
+    def classes(self, window: Window) -> NDArray[np.uint8]:
+        values = _values(self.scene, window)
+        if (wrong := values[(values >= self.class_count) & (values != NODATA)]).size:
             raise DataError(
-                found=f"{scene.path} holds the value {wrong[0]}",
-                expected=f"0..{len(classes) - 1} or {NODATA}, as its class table says",
+                found=f"{self.scene.path} holds the value {wrong[0]}",
+                expected=f"0..{self.class_count - 1} or {NODATA}, as its class table says",
             )
-        mean = np.full(values.shape, np.nan)
-        if confidence:
-            stored = _values(confidence, window)
-            mean = np.where(stored == NODATA, np.nan, stored / FULL_SCALE)
-        yield tracer.add(values, areas.rows(row, window.size.rows), mean)
-        monitor.update(window.row_stop)
-    yield tracer.finish()
+        return values
+
+    def confidences(self, window: Window) -> NDArray[np.float64]:
+        if self.confidence is None:
+            return np.full((window.size.rows, window.size.cols), np.nan)
+        stored = _values(self.confidence, window)
+        return np.where(stored == NODATA, np.nan, stored / FULL_SCALE)
+
+    def placed(self, window: Window) -> Place:
+        """Return what takes pixels of a window to the CRS."""
+        first = np.array([window.col, window.row])
+        return lambda points: to_crs(points + first, self.scene.grid)
 
 
 def _values(scene: Scene, window: Window) -> NDArray[np.uint8]:
@@ -181,18 +172,67 @@ def _values(scene: Scene, window: Window) -> NDArray[np.uint8]:
     return np.where(pixels.valid, pixels.values[0], np.uint8(NODATA))
 
 
-class _Package:
-    """A GeoPackage that grows by chunks."""
+def _regions(source: _Map, options: VectorOptions, monitor: Monitor) -> Iterator[Regions]:
+    """Yield the regions; their measures are square metres and sums of confidence."""
+    size = source.scene.grid.size
+    step = TILE_PX if options.cut_at_tiles else max(size.rows, size.cols)
+    tiles = [
+        Window(row, col, Size(min(step, size.rows - row), min(step, size.cols - col)))
+        for row in range(0, size.rows, step)
+        for col in range(0, size.cols, step)
+    ]
+    monitor.stage("vectorize", sum(tile.size.rows for tile in tiles))
+    areas = PixelAreas(source.scene.grid)
+    done, may_grow = 0, not options.cut_at_tiles
+    for tile in tiles:
+        tracer = Tracer(tile.size.cols, measures=2, place=source.placed(tile))
+        for strip, kept in _strips(source, tile, options.simplify_m):
+            if strip.row % BAND_ROWS == 0 and tracer.open_corners > OPEN_CORNERS:
+                yield tracer.finish()
+                if may_grow:
+                    monitor.warn(_cut_at(source.scene.path, strip.row))
+                may_grow = False
+            measures = areas.within(strip), source.confidences(strip)
+            yield tracer.add(source.classes(strip), *measures, kept=kept)
+            monitor.update(done + strip.row_stop - tile.row)
+        yield tracer.finish()
+        done += tile.size.rows
 
-    def __init__(
-        self, scratch: Path, path: Path, grid: Grid, classes: ClassTable, min_area_m2: float
-    ) -> None:
-        self.polygons = np.zeros(len(classes), np.int64)
+
+def _cut_at(path: str, row: int) -> str:
+    return (
+        f"{path} has regions of over {OPEN_CORNERS} corners: to bound memory, polygons end at "
+        f"row {row}, and wherever that recurs; --cut-at-tiles ends them at a regular grid instead"
+    )
+
+
+def _strips(
+    source: _Map, tile: Window, simplify_m: float
+) -> Iterator[tuple[Window, NDArray[np.bool_] | None]]:
+    """Cut a tile into strips; with each goes what simplified outlines keep of its corners."""
+    rows = max(1, STRIP_PIXELS // tile.size.cols)
+    simplifier = Simplifier(source.classes, source.scene.grid.gsd(), simplify_m)
+    for band in _cut(tile, BAND_ROWS):
+        kept = simplifier.kept(band) if simplify_m else None
+        for strip in _cut(band, rows):
+            here = slice(strip.row - band.row, strip.row_stop - band.row)
+            yield strip, kept if kept is None else kept[here]
+
+
+def _cut(window: Window, rows: int) -> Iterator[Window]:
+    for row in range(window.row, window.row_stop, rows):
+        size = Size(min(rows, window.row_stop - row), window.size.cols)
+        yield Window(row, window.col, size)
+
+
+class _Polygons:
+    """Regions on their way to a file, in chunks."""
+
+    def __init__(self, file: VectorFile, classes: ClassTable, min_area_m2: float) -> None:
+        self.count = np.zeros(len(classes), np.int64)
         self.area_m2 = np.zeros(len(classes))
-        self._scratch = scratch
-        self._path = path
-        self._grid = grid
-        self._classes = classes
+        self._file = file
+        self._names = pa.array(classes.names)
         self._min_area_m2 = min_area_m2
         self._chunk: list[Regions] = []
         self._corners = 0
@@ -204,66 +244,24 @@ class _Package:
             self._write()
 
     def finish(self) -> None:
-        """Write what is left, and the style."""
         if self._chunk:
             self._write()
-        with self._told(), closing(sqlite3.connect(self._scratch)) as package:
-            package.executescript(_STYLE_TABLE)
-            name = self._path.stem
-            package.execute(_STYLE_ROW, (name, name, vector_qml(self._classes)))
-            package.commit()
-            # GDAL does not tell of a disk too full for the features or their spatial index.
-            quoted = name.replace('"', '""')
-            tables = (f'"{quoted}"', f'"rtree_{quoted}_geom"')
-            counts = [package.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables]
-        if counts != [self.polygons.sum()] * 2:
-            raise self._failed()
+        self._file.finish()
 
     def _write(self) -> None:
-        frame = self._frame()
-        with self._told():
-            pyogrio.write_dataframe(
-                frame,
-                self._scratch,
-                layer=self._path.stem,
-                driver="GPKG",
-                geometry_type="MultiPolygon",
-                promote_to_multi=True,
-                append=self._scratch.exists(),
-                GEOMETRY_NAME="geom",
-                VERSION="1.3",  # GDAL before 3.7, and so older QGIS, warns of newer ones
-            )
-        self._chunk, self._corners = [], 0
-
-    def _frame(self) -> GeoDataFrame:
         value = np.concatenate([regions.classes for regions in self._chunk])
         pixels = np.concatenate([regions.pixels for regions in self._chunk])
         area_m2, confidence = np.concatenate([regions.sums for regions in self._chunk], axis=1)
         polygons = np.concatenate([regions.polygons for regions in self._chunk])
+        self._chunk, self._corners = [], 0
         kept = ~(area_m2 < self._min_area_m2)
-        self.polygons += np.bincount(value[kept], minlength=len(self.polygons))
-        self.area_m2 += np.bincount(value[kept], np.nan_to_num(area_m2[kept]), len(self.area_m2))
-        fields = {
-            "class_id": value.astype(np.int32),
-            "class_name": np.array(self._classes.names, object)[value],
-            "area_m2": area_m2,
-            "confidence": confidence / pixels,
-        }
-        # Rows run down the map, so that the turn of a ring depends on the grid.
-        placed = shapely.transform(polygons[kept], lambda points: to_crs(points, self._grid))
-        return GeoDataFrame(
-            {name: values[kept] for name, values in fields.items()},
-            geometry=shapely.orient_polygons(placed),
-            crs=self._grid.crs.to_wkt(),
-        )
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (*_WRITE_ERRORS, sqlite3.Error, OSError) as error:
-            raise self._failed() from error
-
-    def _failed(self) -> StorageError:
-        so_far = self._scratch.stat().st_size if self._scratch.exists() else 0
-        return storage_error(self._path, 2 * so_far + 10_000_000)
+        value, area_m2, mean = value[kept], area_m2[kept], (confidence / pixels)[kept]
+        self.count += np.bincount(value, minlength=len(self.count))
+        self.area_m2 += np.bincount(value, np.nan_to_num(area_m2), len(self.area_m2))
+        fields = [
+            pa.array(value, pa.int32()),
+            self._names.take(pa.array(value)),
+            pa.array(area_m2, from_pandas=True),  # NaN becomes NULL
+            pa.array(mean, from_pandas=True),
+        ]
+        self._file.add(polygons[kept], pa.table(fields, schema=FIELDS))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,9 @@ _SIDECARS = {
     ".gpkg": ("{path}-journal", "{path}-shm", "{path}-wal"),
 }
 
+_PUBLISHING = "publishing"
+"""File in the hidden folder: outputs are getting their names, or a run was killed as they did."""
+
 _SMALL_BYTES = 1_000_000
 """Enough for renaming files: what a folder may grow by."""
 
@@ -33,7 +36,7 @@ class Destination:
         path: The output.
         overwrite: Whether ``publish`` may replace an older output and its sidecars.
         inputs: Files that the output must not be.
-        keep: Whether what is in the folder stays there until a run succeeds, to be resumed.
+        keep: Name of an entry of the folder that stays there until a run succeeds, to be resumed.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Destination:
         *,
         overwrite: bool,
         inputs: Sequence[str | Path] = (),
-        keep: bool = False,
+        keep: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.scratch = self.path.parent / f".{self.path.name}.earthgate"
@@ -70,7 +73,7 @@ class Destination:
                     expected="another file for the output",
                 )
         for taken in (self.path, *sidecars(self.path)):
-            if taken.exists() and not self._overwrite:
+            if taken.exists() and not (self._overwrite or self._half_published()):
                 raise OutputError(
                     found=f"{taken} exists",
                     fix="Pass --overwrite to replace it, or give another name",
@@ -91,8 +94,8 @@ class Destination:
             ) from error
         except OSError as error:
             raise _not_writable(self.path.parent) from error
-        if not self._keep:
-            self._empty()
+        self._overwrite |= self._half_published()
+        self._empty(but=(self._keep, _PUBLISHING))
         return self
 
     def __exit__(
@@ -101,15 +104,25 @@ class Destination:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._empty(but=(self._keep, _PUBLISHING) if error and self._keep else (_PUBLISHING,))
         if error is None or not self._keep:
-            self._empty()
+            (self.scratch / _PUBLISHING).unlink(missing_ok=True)  # last: the run is over
         self._lock.release()
         with suppress(OSError):  # kept files, or a run that waited for the lock, may be in here
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self.scratch.rmdir()
 
-    def _empty(self) -> None:
+    def begin_publishing(self) -> None:
+        """Mark the output as about to be replaced: should the run be killed, the next may do so."""
+        (self.scratch / _PUBLISHING).touch()
+
+    def _half_published(self) -> bool:
+        return (self.scratch / _PUBLISHING).exists()
+
+    def _empty(self, *, but: Collection[str | None]) -> None:
         for entry in self.scratch.iterdir():
+            if entry.name in but:
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry != Path(self._lock.lock_file):

@@ -65,16 +65,22 @@ class Radiometry:
     high: tuple[float, ...]
     """99th percentile."""
 
-    def scale(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Map digital numbers (band, row, col) to 0..1; a band of one value becomes 0.5."""
+    def scale(self, values: NDArray[Any], *, in_place: bool = False) -> NDArray[np.float32]:
+        """Map digital numbers (band, row, col) to 0..1; a band of one value becomes 0.5.
+
+        Args:
+            values: Digital numbers, of any type.
+            in_place: Whether ``values``, if it is of a floating type, may be changed and returned.
+        """
         wide = np.result_type(values.dtype, np.float32)
         low = np.array(self.low, wide)[:, None, None]
         span = np.array(self.high, wide)[:, None, None] - low
         flat = span <= 0
-        scaled = values.astype(wide)  # a copy, changed in place: ten times faster
+        scaled = values.astype(wide, copy=not in_place)  # changed in place: ten times faster
         scaled -= low
         scaled /= np.where(flat, 1, span)
-        scaled += np.where(flat, np.array(0.5, wide), 0)
+        if flat.any():
+            scaled += np.where(flat, np.array(0.5, wide), 0)
         np.clip(scaled, 0, 1, out=scaled)
         return scaled.astype(np.float32, copy=False)
 
@@ -137,7 +143,24 @@ class Scene:
         self.close()
 
     def __reduce__(self) -> tuple[Any, tuple[str, SceneOptions]]:
-        return open_scene, (self.path, self._options)
+        path = Path(self.path)  # another process may have another current folder
+        return open_scene, (str(path.absolute() if path.exists() else path), self._options)
+
+    def reopened(self) -> "Scene":
+        """Open the same file once more, e.g. for another thread."""
+        return open_scene(self.path, self._options)
+
+    def strip_bytes(self, rows: int) -> int:
+        """Return what GDAL decodes at least for that many rows, however few columns are read.
+
+        Blocks that span the raster are decoded whole: kept, they are decoded once for a row of
+        tiles, otherwise for each tile. Files of smaller blocks need no such memory: 0.
+        """
+        whole = [r for r, c in self._source.block_shapes if c == self.grid.size.cols]
+        if not whole:
+            return 0
+        decoded = min(rows + 2 * max(whole), self.grid.size.rows) * self.grid.size.cols
+        return int(decoded * self.count * np.dtype(self.dtype).itemsize)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -2,7 +2,9 @@
 
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
@@ -160,11 +162,43 @@ def split_bands(patches: Tensor, *, rho: float) -> tuple[Tensor, Tensor]:
     half = int(min(rows, cols) * rho / 2)
     with torch.autocast(patches.device.type, enabled=False):
         exact = patches.float()
-        spectrum = torch.fft.fft2(exact, dim=(1, 2), norm="ortho")
-        keep = _low(rows, half, patches.device)[:, None] & _low(cols, half, patches.device)
-        low = torch.fft.ifft2(spectrum * keep[:, :, None], dim=(1, 2), norm="ortho").real
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            low = low_band_by_products(exact, half)
+        else:
+            spectrum = torch.fft.fft2(exact, dim=(1, 2), norm="ortho")
+            keep = _low(rows, half, patches.device)[:, None] & _low(cols, half, patches.device)
+            low = torch.fft.ifft2(spectrum * keep[:, :, None], dim=(1, 2), norm="ortho").real
         high = exact - low
     return low.to(patches.dtype), high.to(patches.dtype)
+
+
+def low_band_by_products(patches: Tensor, half: int) -> Tensor:
+    """Return the low band of ``split_bands`` by two real products, for converted networks.
+
+    To keep the frequencies -c..c-1 along one axis is to multiply by ``A + iB``; of a real map,
+    the real part of both axes' products is ``A X Aᵀ - B X Bᵀ``.
+
+    Args:
+        patches: Float32 (batch, row, col, dim).
+        half: The ``c`` above.
+    """
+    batch, rows, cols, dim = map(int, patches.shape)
+    # In numpy: a tracer takes what comes out for a constant, and none of the steps.
+    real, imaginary = _projection(cols, half)
+    across = torch.from_numpy(np.concatenate([real, imaginary])).to(patches)
+    real, imaginary = _projection(rows, half)
+    down = torch.from_numpy(np.stack([real, -imaginary], axis=2)).to(patches)
+    along = (across @ patches).reshape(batch, 2 * rows, cols * dim)
+    return (down.reshape(rows, 2 * rows) @ along).reshape(batch, rows, cols, dim)
+
+
+def _projection(count: int, half: int) -> NDArray[np.float32]:
+    """Return A and B, (2, count, count): a cosine and a sine of each kept frequency."""
+    places = np.arange(count)
+    shifts = (places[:, None] - places) * (2 * np.pi / count)
+    phases = np.arange(-half, half)[:, None, None] * shifts
+    waves = np.stack([np.cos(phases).sum(axis=0), np.sin(phases).sum(axis=0)])
+    return (waves / count).astype(np.float32)
 
 
 def _low(count: int, half: int, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
-"""Adaptation of a model to one scene: gate or another policy, self-training, guard."""
+"""Adaptation of a model to a scene or a sensor: gate or other policy, self-training, guard."""
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from earthgate_geo.data.scenes import SceneDataset, TilePlan
 from earthgate_geo.gate import Scores
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
-from earthgate_geo.raster.read import Radiometry
 from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
 from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
@@ -32,7 +30,7 @@ from earthgate_geo.training.selftrain import (
     shares,
     strengthen,
 )
-from earthgate_geo.training.tiles import SceneTiles, TileBatch
+from earthgate_geo.training.tiles import SceneTiles, SceneView, TileBatch
 
 DEFAULT_STEPS = 160
 """Steps that take about 3 minutes on 2 CPU cores with the default model."""
@@ -125,20 +123,19 @@ class Adaptation:
 
 def adapt_scene(
     loaded: LoadedModel,
-    dataset: SceneDataset,
-    plan: TilePlan,
-    radiometry: Radiometry,
+    views: Sequence[SceneView],
     *,
     options: AdaptOptions,
     monitor: Monitor,
 ) -> Adaptation:
-    """Adapt a model to a scene, without labels or with the dataset's.
+    """Adapt a model to a scene, or once to several of a sensor, without labels or with theirs.
 
     By default the backbone stays frozen. Every 50 steps the gate scores all modules by Fisher
     information on single images of the scene and opens a quarter of them; other policies train
     something else. What is open and the head train on pseudo-labels of an averaged teacher,
     mixed with generated replay tiles, and on labels where there are any. At the end a guard
-    compares both models on tiles drawn apart.
+    compares both models on tiles drawn apart. Several scenes give tiles by their area, and the
+    guard looks at each; labels of some decide for all.
 
     Source:
         CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
@@ -148,26 +145,19 @@ def adapt_scene(
 
     Args:
         loaded: The source model, not an adapter; it is copied, not changed.
-        dataset: The scene, without transforms.
-        plan: The scale at which the network sees the scene.
-        radiometry: Of the scene, for the dataset's bands.
+        views: The scenes, at least one.
         options: How long, how large, which seed.
         monitor: Told of every step in the stage ``adapt``.
 
     Raises:
-        EmptySceneError: The scene has no valid pixel.
+        EmptySceneError: A scene has no valid pixel.
         EarthgateError: The training diverged.
         CancelledError: The monitor cancelled.
     """
     started = time.perf_counter()
     monitor.stage("adapt", options.steps or DEFAULT_STEPS)
-    tiles = SceneTiles(
-        dataset,
-        plan,
-        radiometry,
-        size_px=options.tile_px,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
+    generator = torch.Generator().manual_seed(options.seed)
+    tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
     run_ = _Run(loaded, tiles, options)
     guard = _guard_tiles(run_, tiles, options)
     before = guard()
@@ -177,7 +167,7 @@ def adapt_scene(
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
         decision="adapted" if kept else "gate-closed",
-        evidence=evidence | {"labels_held_back": bool(tiles.held_back)},
+        evidence=evidence | {"labels_held_back": tiles.holds_back},
         toolbox=modules if kept else None,
         head=run_.model.head if kept else None,
         backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
@@ -193,12 +183,10 @@ def adapt_scene(
 def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Callable[[], Evidence]:
     """Fix the tiles that both models are compared on; return the comparison."""
     windows = tiles.held_back_windows()[: options.guard_tiles]
-    if windows:
-        batch = tiles.read(windows, held_back=True)
-    elif tiles.labelled:  # too few to hold any back
-        batch = tiles.draw_labelled(options.guard_tiles)
-    else:
-        batch = tiles.draw(options.guard_tiles)
+    if tiles.labelled and not windows:  # too few to hold any back
+        windows = tiles.labelled_windows(options.guard_tiles)
+    windows += tiles.unlabelled_windows(options.guard_tiles)
+    batch = tiles.read(windows, held_back=True)
     names = run_.model.config.classes.names
     labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
 

@@ -15,7 +15,7 @@ from earthgate_geo.errors import DataError, InputError, OutputError
 from earthgate_geo.model_file import DEFAULT_MODEL, save_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy, Recipe
-from earthgate_geo.request import BenchRequest
+from earthgate_geo.training_request import BenchRequest
 
 SETTING = "places-zanzibar-kampala"
 Run = Callable[..., dict]

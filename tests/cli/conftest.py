@@ -10,6 +10,17 @@ import workplace
 Child = subprocess.Popen[bytes]
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of converted networks that all tests share, so that each is converted once."""
+    return tmp_path_factory.mktemp("converted")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EARTHGATE_CACHE", str(converted))
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a furnished folder, with a model folder of its own."""

@@ -51,6 +51,10 @@ def map_of(scene: str, *more: str) -> list[str]:
     return ["map", "--src", scene, "--dst", "map.tif", *MODEL, *more]
 
 
+def to(scene: str, command: list[str]) -> list[str]:
+    return [scene if word == "scene.tif" else word for word in command]
+
+
 def write_labels(name: str, *, crs: str | None = UTM, shape=INSIDE, **fields: list[object]) -> None:
     geopandas.GeoDataFrame(fields, geometry=[shape], crs=crs).to_file(name)
 
@@ -104,7 +108,7 @@ def test_a_scene_cut_short_in_the_middle_of_its_blocks(refused, command) -> None
             target.write(whole.read())
     os.truncate("cut.tif", Path("cut.tif").stat().st_size // 2)
 
-    assert refused(*command, "--src", "cut.tif") == (
+    assert refused(*to("cut.tif", command)) == (
         "cut.tif cannot be read at rows 0 to 511, columns 0 to 511; expected a complete file. "
         "It is damaged or cut short: copy it again from its source."
     )
@@ -131,7 +135,7 @@ def test_assume_crs_helps_a_scene_without_crs(place) -> None:
 def test_a_scene_without_a_valid_pixel(refused, command) -> None:
     write_raster(Path("void.tif"), RasterSpec(nodata=0), values=np.zeros((3, 60, 80), np.uint8))
 
-    assert refused(*command, "--src", "void.tif") == (
+    assert refused(*to("void.tif", command)) == (
         "void.tif has no valid pixel; expected pixels that are neither nodata, masked, "
         "transparent nor NaN. Check its nodata value with gdalinfo; --nodata gives another."
     )
@@ -141,7 +145,7 @@ def test_a_scene_without_a_valid_pixel(refused, command) -> None:
 def test_a_scene_of_one_pixel_is_mapped(place, command) -> None:
     write_raster(Path("one.tif"), RasterSpec(rows=1, cols=1))
 
-    assert main([*command, "--src", "one.tif", "--vector", "one.gpkg"]) == 0
+    assert main([*to("one.tif", command), "--vector", "one.gpkg"]) == 0
     with rasterio.open("map.tif") as found:
         assert found.shape == (1, 1)
 
@@ -321,7 +325,7 @@ def test_an_output_that_is_the_model_or_the_labels(refused) -> None:
     ("option", "name", "role", "ending"),
     [
         ("--dst", "map.png", "map", ".tif"),
-        ("--vector", "map.shp", "vector", ".gpkg"),
+        ("--vector", "map.shp", "vector", ".gpkg or .fgb or .parquet"),
         ("--report", "report.pdf", "report", ".html"),
         ("--out", "adapter.pt", "adapter", ".safetensors"),
     ],
@@ -337,7 +341,7 @@ def test_vectorize_on_its_own_map(refused) -> None:
     main([*MAP, "-q"])
 
     assert refused("vectorize", "--map", "map.tif", "--dst", "map.tif", "--overwrite") == (
-        "map.tif for the vector; expected a name ending in .gpkg."
+        "map.tif for the vector; expected a name ending in .gpkg or .fgb or .parquet."
     )
 
 
@@ -369,7 +373,7 @@ def test_a_full_disk(place, capsys) -> None:
         line = capsys.readouterr().err
         assert (code, files(disk)) == (1, set())
     assert re.sub(r"\d+ kB", "N kB", line) == (
-        "Error: small/map_probs.tif could not be written; expected up to N kB free in small, where "
+        "Error: small/map.tif could not be written; expected up to N kB free in small, where "
         "N kB are. Free some space, check the quota or write to another disk, then run again.\n"
     )
 
@@ -405,6 +409,30 @@ def test_options_that_do_not_go_together(refused) -> None:
     )
 
 
+def test_options_of_scenes_that_do_not_go_together(refused) -> None:
+    several = ["map", "--src", "scene.tif", "--src", "truth.tif", *MODEL]
+
+    assert refused("map", "--src", "scene.tif") == (
+        "neither --dst nor --out-dir; expected a file for the map or a folder for maps."
+    )
+    assert refused(*several, "--dst", "m.tif") == (
+        "2 scenes without --out-dir; expected a folder for their maps."
+    )
+    assert refused(*several, "--out-dir", "out", "--vector", "m.gpkg") == (
+        "--vector together with --out-dir; expected --vector-format, for polygons beside every map."
+    )
+    assert refused(*several, "--out-dir", "out", "--name", "map.tif") == (
+        f"scene.tif and truth.tif would both write {Path('out/map.tif')}; expected a name of its "
+        "own for every scene. Number them, e.g. --name {scene}_{n}_map.tif."
+    )
+    assert refused(*several, "--out-dir", "out", "--name", "{scene}.png") == (
+        f"{Path('out/scene.png')} for the map; expected a name ending in .tif."
+    )
+    assert refused(*MAP, "--workers", "2") == (
+        "--scheduler or --workers without --engine dask; expected the engine that they are about."
+    )
+
+
 def test_a_crs_that_proj_does_not_know(refused) -> None:
     assert refused(*MAP, "--assume-crs", "EPSG:foo") == (
         "--assume-crs EPSG:foo; expected a coordinate reference system that PROJ knows, e.g. "
@@ -436,6 +464,7 @@ def test_options_out_of_range(refused) -> None:
         ("--bands", "red=1,red=2", "'red=1,red=2' names a key twice or not at all."),
         ("--gsd", "-1", "-1.0 is not in the range x>0."),
         ("--co", "LEVEL", "'LEVEL' is not like KEY=VAL."),
+        ("--memory", "2 sheds", "'2 sheds' is not like 2GB, 500MB or 1.5GiB."),
     ],
 )
 def test_options_of_the_wrong_form_are_usage_errors(place, capsys, option, value, told) -> None:

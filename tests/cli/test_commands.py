@@ -2,9 +2,11 @@ import json
 import shutil
 from pathlib import Path
 
+import geopandas
 import pytest
 import rasterio
 from networks import small_segmenter
+from rasters import write_raster
 from workplace import files
 
 from earthgate_cli.main import main
@@ -64,6 +66,80 @@ def test_map_follows_the_progress_protocol(place, capsys) -> None:
         assert last["done"] == last["total"] > 0
 
 
+@pytest.fixture
+def scenes(place):
+    Path("in").mkdir()
+    for name in ("a", "b"):
+        write_raster(Path(f"in/{name}.tif"))
+    Path("in/no.tif").write_text("hello", encoding="utf-8")
+
+
+BATCH = ["map", "--src", "in/*.tif", "--out-dir", "out", "--model", "closed.safetensors"]
+
+
+def test_a_batch_ends_with_3_and_names_what_failed(scenes, capsys) -> None:
+    assert main([*BATCH, "--name", "{n}_{scene}.tif", "-q"]) == 3
+    assert main([*BATCH, "--name", "{n}_{scene}.tif"]) == 3
+
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    source = Path("in/no.tif")
+    sentence = (
+        f"{source} cannot be opened as a raster; expected a file that GDAL reads, such as "
+        f"GeoTIFF, VRT or JPEG 2000. See what gdalinfo says about it: gdalinfo {source}."
+    )
+    assert captured.err == ""
+    assert lines[0].startswith("mapped 2 of 3 scenes (2 by an earlier run); ")
+    assert lines[1:] == [
+        f"failed {source}: {sentence}",
+        "map those that failed before again with --retry-failed",
+        f"wrote {Path('out/manifest.jsonl')}",
+    ]
+    assert {path.name for path in Path("out").glob("*.tif")} == {"1_a.tif", "2_b.tif"}
+
+
+def test_a_batch_prints_a_document_of_scenes(scenes, capsys) -> None:
+    Path("list.txt").write_text("in/a.tif\nin/b.tif\n", encoding="utf-8")
+    command = [*BATCH[:2], "@list.txt", *BATCH[3:], "--vector-format", "fgb", "--json"]
+
+    document = json.loads(printed(capsys, *command))
+
+    assert [entry["state"] for entry in document["scenes"]] == ["done", "done"]
+    assert document["scenes"][1]["outputs"] == {
+        "map": str(Path("out/b_map.tif")),
+        "vector": str(Path("out/b_map.fgb")),
+    }
+
+
+def test_a_batch_follows_the_progress_protocol(scenes, capsys) -> None:
+    assert main([*BATCH, "--progress", "json"]) == 3
+
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    begun = [e["message"] for e in events if e["event"] == "log" and e["level"] == "info"]
+    assert begun == [
+        f"scene {n} of 3: {Path('in') / name}.tif" for n, name in enumerate(["a", "b", "no"], 1)
+    ]
+    assert {e["stage"] for e in events if e["event"] == "progress"} == {"map", "finish"}
+    assert events[-1]["event"] == "result"
+    assert [entry["state"] for entry in events[-1]["scenes"]] == ["done", "done", "failed"]
+
+
+def test_a_dry_run_of_a_batch_touches_nothing(place, scenes, capsys) -> None:
+    before = files(place)
+
+    assert main([*BATCH, "--dry-run", "-q"]) == 3
+    lines = printed(capsys, *BATCH[:2], "in/[ab].tif", *BATCH[3:], "--dry-run").splitlines()
+
+    assert files(place) == before
+    assert lines[:4] == [
+        f"{Path('in/a.tif')}: 2 tiles of 64 px every 48 px at 0.5 m",
+        f"{Path('in/b.tif')}: 2 tiles of 64 px every 48 px at 0.5 m",
+        "scenes   2 of 2 to map",
+        "tiles    4",
+    ]
+    assert [line.split()[0] for line in lines[4:]] == ["memory", "disk", "time"]
+
+
 def test_creation_options_reach_the_file(place, capsys) -> None:
     printed(capsys, *MAP, "--co", "COMPRESS=LZW", "--co", "blocksize=128")
 
@@ -95,6 +171,23 @@ def test_adapt_writes_its_adapter_beside_the_map(place, capsys) -> None:
     assert Path("out/scene.adapter.safetensors").is_file()
 
 
+def test_several_scenes_are_adapted_to_once_and_mapped_as_a_batch(scenes, capsys) -> None:
+    several = ["adapt", *BATCH[1:2], "in/[ab].tif", *BATCH[3:], "--steps", "1"]
+
+    planned = printed(capsys, *several, "--dry-run").splitlines()
+    lines = printed(capsys, *several).splitlines()
+
+    assert planned[0].startswith("scene    a, b: ")
+    assert lines[1] == f"wrote {Path('out/a.adapter.safetensors')}"
+    assert lines[2].startswith("mapped 2 of 2 scenes; ")
+    assert lines[3] == f"wrote {Path('out/manifest.jsonl')}"
+    shutil.copy("closed.safetensors", "out")  # where the adapter file finds its base
+    again = printed(
+        capsys, *BATCH[:2], "in/[ab].tif", *BATCH[3:5], "--model", "out/a.adapter.safetensors"
+    )
+    assert again.startswith("mapped 2 of 2 scenes (2 by an earlier run); ")
+
+
 def test_a_dry_run_tells_the_plan_and_touches_nothing(place, capsys) -> None:
     before = files(place)
 
@@ -118,6 +211,18 @@ def test_vectorize_and_evaluate_take_the_map(place, capsys) -> None:
     lines = printed(capsys, "evaluate", "--map", "map.tif", "--labels", "truth.tif").splitlines()
     assert lines[1] == "building           50.0%   66.7%       18432       36864"
     assert lines[-1] == "accuracy 50.0% of 36864 known pixels"
+
+
+def test_the_options_of_polygons_reach_them(place, capsys) -> None:
+    printed(capsys, *MAP, "--vector", "map.gpkg", "--min-area", "99999")
+    document = json.loads(printed(capsys, *MAP, "--vector", "m.fgb", "--overwrite", "--json"))
+
+    assert len(geopandas.read_file("map.gpkg", layer="map")) == 0
+    assert document["polygons"] == len(geopandas.read_file("m.fgb")) == 1
+    told = printed(
+        capsys, "vectorize", "--map", "map.tif", "--dst", "v.parquet", "--min-area", "99999"
+    )
+    assert told == "0 polygons\nwrote v.parquet\n"
 
 
 def test_evaluate_takes_the_options_of_labels(place, capsys) -> None:

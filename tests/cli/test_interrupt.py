@@ -4,6 +4,7 @@ import signal
 import sys
 
 import pytest
+from rasters import RasterSpec, write_raster
 from workplace import files
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that.
@@ -57,3 +58,27 @@ def test_a_closed_stdin_ends_the_engine_and_leaves_nothing(place, start) -> None
     child.stdin = None
 
     assert_it_ended_well(child, place, before)
+
+
+def test_a_batch_that_is_interrupted_keeps_its_manifest_and_goes_on(place, start) -> None:
+    write_raster(place / "large.tif", RasterSpec(rows=2000, cols=2000))
+    batch = [
+        *("map", "--src", "scene.tif", "--src", "large.tif", "--out-dir", "out"),
+        *("--model", "closed.safetensors", "--runtime", "torch", "--progress", "json"),
+    ]
+    child = start(ENGINE, *batch, "--watch-stdin")
+    for line in child.stderr:
+        if json.loads(line).get("message") == "scene 2 of 2: large.tif":
+            break
+    begun(child, "map")
+
+    child.stdin.close()
+    child.stdin = None
+
+    errors = child.communicate(timeout=60)[1].splitlines()
+    assert child.returncode == 130
+    assert json.loads(errors[-1])["message"] == (
+        "interrupted. Run the same command again to go on with the scenes that are left."
+    )
+    (record,) = map(json.loads, (place / "out/manifest.jsonl").read_text("utf-8").splitlines())
+    assert (record["src"], record["state"]) == ("scene.tif", "done")

@@ -130,6 +130,26 @@ def test_the_newest_message_stands_beside_the_bar(
     assert last.rstrip().endswith("loss 0.4")
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_stage_that_comes_again_has_its_bar_again(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(monitor: Monitor) -> dict[str, int]:
+        for name in ("a.tif", "b.tif"):
+            monitor.log(f"scene {name}")
+            for stage in ("map", "finish"):
+                monitor.stage(stage, 7)
+                monitor.update(7)
+        return {"tiles": 2}
+
+    monkeypatch.setenv("COLUMNS", "160")
+    Speech(progress="bar").run(job, lines)
+
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("scene")] == ["scene a.tif", "scene b.tif"]
+    assert [line.split()[0] for line in said if "7/7" in line] == ["map", "finish"]
+
+
 def test_a_failing_job_leaves_logging_and_warnings_as_they_were() -> None:
     before = (list(logging.getLogger().handlers), warnings.showwarning, list(warnings.filters))
 

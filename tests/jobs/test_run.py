@@ -10,15 +10,29 @@ import torch
 from workplace import files
 
 import earthgate_geo
-from earthgate_geo.errors import CancelledError, InputError
+from earthgate_geo.errors import CancelledError, InputError, OutputError
 from earthgate_geo.model_file import load_model, read_header
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy
 from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest, VectorizeRequest
 
 SILENT = SilentMonitor()
-CLOSED = AdaptRequest(src="scene.tif", model="closed.safetensors", steps=1, dst=Path("map.tif"))
+CLOSED = AdaptRequest(
+    src="scene.tif",
+    model="closed.safetensors",
+    steps=1,
+    dst=Path("map.tif"),
+    runtime="torch",  # converting the network of every test would take most of its time
+)
 OPEN = replace(CLOSED, model="open.safetensors", labels="truth.tif", steps=30)
+EVERY = MapRequest(
+    src="scene.tif",
+    dst=Path("map.tif"),
+    model="closed.safetensors",
+    vector=Path("map.gpkg"),
+    probs=True,
+    runtime="torch",
+)
 
 SLOTS = dict.fromkeys(Policy, 4) | {  # of a network of four layers
     **dict.fromkeys([Policy.ALL, Policy.MATCHED_ALL], 12),
@@ -45,9 +59,15 @@ class StopAt(SilentMonitor):
 
 
 def test_a_map_lies_on_the_grid_of_its_scene_and_says_where_it_comes_from(place) -> None:
-    document = earthgate_geo.run_map(
-        MapRequest(src="scene.tif", dst=Path("map.tif"), model="open.safetensors"), SILENT
+    request = MapRequest(
+        src="scene.tif",
+        dst=Path("map.tif"),
+        model="open.safetensors",
+        runtime="torch",
+        precision="fp32",
     )
+
+    document = earthgate_geo.run_map(request, SILENT)
 
     model = load_model("open.safetensors")
     with rasterio.open("map.tif") as found, rasterio.open("scene.tif") as scene:
@@ -61,10 +81,12 @@ def test_a_map_lies_on_the_grid_of_its_scene_and_says_where_it_comes_from(place)
     assert tags["EARTHGATE_VERSION"] == earthgate_geo.__version__
     assert "EARTHGATE_ADAPTER" not in tags
     assert json.loads(tags["EARTHGATE_OPTIONS"]) == {
+        "area": None,
         "bands": [1, 2, 3],
-        "batch": 4,
+        "batch": 1,
         "network_px": [64, 64],
         "nodata": None,
+        "precision": "fp32",
         "runtime": "torch",
         "stride_px": [48, 48],
         "tile_px": [64, 64],
@@ -75,14 +97,7 @@ def test_a_map_lies_on_the_grid_of_its_scene_and_says_where_it_comes_from(place)
 
 
 def test_the_document_of_a_map_keeps_its_contract(place) -> None:
-    request = MapRequest(
-        src="scene.tif",
-        dst=Path("map.tif"),
-        model="open.safetensors",
-        vector=Path("map.gpkg"),
-        confidence=True,
-        probs=True,
-    )
+    request = replace(EVERY, confidence=True)
 
     document = json.loads(json.dumps(earthgate_geo.run_map(request, SILENT)))
 
@@ -194,22 +209,51 @@ def test_the_report_shows_the_decision_and_the_command(place) -> None:
 
 
 @pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt])
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("stage", ["map", "finish", "vectorize"])
-def test_a_stop_in_any_stage_of_a_map_leaves_nothing_behind(place, stage, begun, error) -> None:
-    request = MapRequest(
-        src="scene.tif",
-        dst=Path("map.tif"),
-        model="closed.safetensors",
-        vector=Path("map.gpkg"),
-        probs=True,
-    )
+@pytest.mark.parametrize(("stage", "begun"), [("map", False), ("map", True)])
+def test_a_stop_before_anything_is_finished_leaves_nothing(place, stage, begun, error) -> None:
     before = files(place)
 
     with pytest.raises(error):
-        earthgate_geo.run_map(request, StopAt(stage, begun=begun, error=error))
+        earthgate_geo.run_map(EVERY, StopAt(stage, begun=begun, error=error))
 
     assert files(place) == before
+
+
+@pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt])
+@pytest.mark.parametrize("stage", ["finish", "vectorize"])
+def test_a_stop_of_a_map_keeps_what_is_finished_and_the_next_run_goes_on(
+    place, stage, error
+) -> None:
+    before = files(place)
+    with pytest.raises(CancelledError) as stopped:
+        earthgate_geo.run_map(EVERY, StopAt(stage, begun=True, error=error))
+    kept = files(place) - before
+
+    document = earthgate_geo.run_map(EVERY, SILENT)
+
+    assert str(stopped.value) == (
+        "interrupted. Run the same command again to go on where it stopped."
+    )
+    assert {Path(name).parts[0] for name in kept} == {".map.tif.earthgate"}
+    assert {Path(name).suffix for name in kept} == {".earthgate", "", ".json", ".cell"}
+    assert document["tiles"] == 0
+    assert {name.split(".")[0] for name in files(place) - before} == {"map", "map_probs"}
+
+
+def test_an_unfinished_map_of_another_model_is_refused_until_it_is_given_up(place) -> None:
+    with pytest.raises(CancelledError):
+        earthgate_geo.run_map(EVERY, StopAt("finish", begun=True, error=CancelledError))
+    other = replace(EVERY, model="open.safetensors")
+    digests = [load_model(name).digest for name in ("closed.safetensors", "open.safetensors")]
+
+    with pytest.raises(OutputError) as refused:
+        earthgate_geo.run_map(other, SILENT)
+    assert str(refused.value) == (
+        f"an unfinished map here with model closed sha256:{digests[0]}; expected open "
+        f"sha256:{digests[1]}. Pass --no-resume to discard it, or give another --dst."
+    )
+
+    assert earthgate_geo.run_map(replace(other, resume=False), SILENT)["tiles"] == 16
 
 
 @pytest.mark.parametrize("stage", ["adapt", "map", "finish", "vectorize"])

@@ -7,13 +7,15 @@ import torch
 from workplace import files
 
 from earthgate_geo.errors import CancelledError, EarthgateError, InputError
+from earthgate_geo.jobs.adapt import run_adapt
 from earthgate_geo.jobs.inventory import describe
-from earthgate_geo.jobs.run import run_adapt, run_map
+from earthgate_geo.jobs.map import run_map
 from earthgate_geo.jobs.train import plan_train, run_train
 from earthgate_geo.model_file import load_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy
-from earthgate_geo.request import AdaptRequest, MapRequest, TrainRequest
+from earthgate_geo.request import AdaptRequest, MapRequest
+from earthgate_geo.training_request import TrainRequest
 
 QUICK = TrainRequest(
     data=Path("lessons"),

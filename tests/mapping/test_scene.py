@@ -8,10 +8,27 @@ import torch
 from affine import Affine
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, RasterSpec, write_raster
 from torch import Tensor
+from torch.nn import functional
 
 from earthgate_geo.data.scenes import TilePlan
-from earthgate_geo.errors import CancelledError, EarthgateError, ModelFileError, OutputError
-from earthgate_geo.mapping.scene import MapOutputs, MapTask, estimate, map_scene
+from earthgate_geo.errors import (
+    CancelledError,
+    DataError,
+    EarthgateError,
+    InputError,
+    ModelFileError,
+    OutputError,
+    StorageError,
+)
+from earthgate_geo.mapping.runtime import Network, TorchRuntime
+from earthgate_geo.mapping.scene import (
+    LocalEngine,
+    MapEstimate,
+    MapOutputs,
+    estimate,
+    map_scene,
+)
+from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
 from earthgate_geo.raster.grid import Size
@@ -25,6 +42,10 @@ TABLE = ClassTable(
     )
 )
 PLAN = TilePlan(tile=Size(32, 32), stride=Size(24, 24), network=Size(32, 32))
+
+
+def local(network: Network, *, batch: int = 1, memory_bytes: int = 10**9) -> LocalEngine:
+    return LocalEngine(TorchRuntime(network, batch=batch), memory_bytes=memory_bytes)
 
 
 def brightest(images: Tensor) -> Tensor:
@@ -92,7 +113,7 @@ def test_a_pointwise_network_maps_every_pixel_on_the_grid_of_the_scene(
 ) -> None:
     task = task_of(tmp_path / "scene.tif", transform=transform)
 
-    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     probabilities, valid = pixelwise(task)
     labels = torch.where(valid, probabilities.argmax(0), NODATA)
@@ -109,7 +130,7 @@ def test_a_pointwise_network_maps_every_pixel_on_the_grid_of_the_scene(
 
 
 def test_confidence_and_probabilities_are_scaled_to_254(task: MapTask, tmp_path: Path) -> None:
-    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     probabilities, valid = pixelwise(task)
     with rasterio.open(tmp_path / "map_conf.tif") as layer:
@@ -125,7 +146,7 @@ def test_confidence_and_probabilities_are_scaled_to_254(task: MapTask, tmp_path:
 
 
 def test_the_result_says_what_was_done(task: MapTask, tmp_path: Path) -> None:
-    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    result = map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     _, valid = pixelwise(task)
     assert (result.tile_px, result.stride_px) == (32, 24)
@@ -156,7 +177,7 @@ def test_tiles_without_data_never_reach_the_network(tmp_path: Path) -> None:
         classes=TABLE,
     )
 
-    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    result = map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     assert result.tiles == 9
     with rasterio.open(tmp_path / "map.tif") as layer:
@@ -167,7 +188,7 @@ def test_tiles_without_data_never_reach_the_network(tmp_path: Path) -> None:
 def test_scenes_of_any_size_are_covered(rows: int, cols: int, tmp_path: Path) -> None:
     task = task_of(tmp_path / "scene.tif", rows=rows, cols=cols)
 
-    map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     probabilities, valid = pixelwise(task)
     with rasterio.open(tmp_path / "map.tif") as layer:
@@ -182,7 +203,7 @@ def test_results_do_not_depend_on_the_batch(task: MapTask, tmp_path: Path) -> No
     for batch in (1, 3, 8):
         folder = tmp_path / str(batch)
         folder.mkdir()
-        map_scene(network, replace(task, batch=batch), outputs_in(folder), monitor=SilentMonitor())
+        map_scene(local(network, batch=batch), task, outputs_in(folder), monitor=SilentMonitor())
         files.append([path.read_bytes() for path in sorted(folder.glob("*.tif"))])
 
     assert files[0] == files[1] == files[2]
@@ -195,7 +216,7 @@ def test_every_batch_has_the_same_shape(task: MapTask, tmp_path: Path) -> None:
         shapes.add(tuple(images.shape))
         return images
 
-    map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    map_scene(local(network, batch=4), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     assert shapes == {(4, 3, 32, 32)}
 
@@ -214,7 +235,7 @@ def test_another_scale_keeps_borders_in_their_place(network_px: int, tmp_path: P
         classes=TABLE,
     )
 
-    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+    result = map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     with rasterio.open(tmp_path / "map.tif") as layer:
         assert np.array_equal(layer.read(1), np.where(values[0] > 0, 0, 1))
@@ -235,10 +256,10 @@ def test_numbers_that_are_not_finite_fail_the_scene_and_name_the_tile(
         return logits
 
     with pytest.raises(EarthgateError) as failed:
-        map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+        map_scene(local(network, batch=4), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     assert str(failed.value) == (
-        "the network gives numbers that are not finite for the tile at row 24, column 0 "
+        "the network gives numbers that are not finite, first at row 27, column 4 "
         f"of {task.scene.path}. Nothing was written; try another model, or adapt again."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
@@ -246,7 +267,9 @@ def test_numbers_that_are_not_finite_fail_the_scene_and_name_the_tile(
 
 def test_a_network_of_other_classes_is_refused(task: MapTask, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError) as refused:
-        map_scene(lambda images: images[:, :2], task, outputs_in(tmp_path), monitor=SilentMonitor())
+        map_scene(
+            local(lambda images: images[:, :2]), task, outputs_in(tmp_path), monitor=SilentMonitor()
+        )
 
     assert str(refused.value) == "a network with 2 outputs; expected 3, one for each class."
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
@@ -255,7 +278,7 @@ def test_a_network_of_other_classes_is_refused(task: MapTask, tmp_path: Path) ->
 @pytest.mark.parametrize("stage", ["map", "finish"])
 def test_cancel_leaves_nothing(stage: str, task: MapTask, tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
-        map_scene(brightest, task, outputs_in(tmp_path), monitor=Stopper(stage))
+        map_scene(local(brightest), task, outputs_in(tmp_path), monitor=Stopper(stage))
 
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
@@ -265,7 +288,7 @@ def test_a_failing_tile_fails_the_scene(task: MapTask, tmp_path: Path) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        map_scene(network, task, outputs_in(tmp_path), monitor=SilentMonitor())
+        map_scene(local(network), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
@@ -274,7 +297,7 @@ def test_one_existing_layer_keeps_all_from_being_written(task: MapTask, tmp_path
     (tmp_path / "map_probs.tif").write_text("mine")
 
     with pytest.raises(OutputError):
-        map_scene(brightest, task, outputs_in(tmp_path), monitor=SilentMonitor())
+        map_scene(local(brightest), task, outputs_in(tmp_path), monitor=SilentMonitor())
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map_probs.tif", "scene.tif"]
     assert (tmp_path / "map_probs.tif").read_text() == "mine"
@@ -293,24 +316,182 @@ def test_progress_counts_tiles_then_layers(task: MapTask, tmp_path: Path) -> Non
 
     monitor = Recorder()
 
-    result = map_scene(brightest, task, outputs_in(tmp_path), monitor=monitor)
+    result = map_scene(local(brightest), task, outputs_in(tmp_path), monitor=monitor)
 
-    batches = [*range(4, result.tiles, 4), result.tiles]
-    assert monitor.heard == [("map", result.tiles), *batches, ("finish", 3), 1, 2, 3]
+    tiles, rows = result.tiles, len(task.tiling.row_starts)
+    assert monitor.heard == [
+        *[("map", tiles), *range(1, tiles + 1)],
+        *[("finish", rows + 3), *range(1, rows + 4)],
+    ]
+
+
+def cells_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "strips").glob("*.cell"))
+
+
+def kept_in(folder: Path, **choices: object) -> MapOutputs:
+    return replace(outputs_in(folder), strips=folder / "strips", **choices)
+
+
+def bytes_in(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("map*.tif"))]
+
+
+class Failing:
+    """A network that fails once, at one call."""
+
+    def __init__(self, call: int, error: BaseException) -> None:
+        self._left, self._error = call, error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._left -= 1
+        if self._left == 0:
+            raise self._error
+        return blurry(images)
+
+
+def blurry(images: Tensor) -> Tensor:
+    """A network whose answer depends on what is around: other tiles, other bits."""
+    return functional.avg_pool2d(images * 20, 9, stride=1, padding=4)
+
+
+@pytest.fixture
+def whole(task: MapTask, tmp_path: Path) -> list[bytes]:
+    """The layers of a run that nothing disturbed."""
+    (tmp_path / "whole").mkdir()
+    map_scene(local(blurry), task, outputs_in(tmp_path / "whole"), monitor=SilentMonitor())
+    return bytes_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("unit_px", [1, 24, 48])
+def test_however_wide_the_panels_the_bytes_are_the_same(
+    unit_px: int, task: MapTask, whole: list[bytes], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("earthgate_geo.mapping.layout.UNIT_PX", unit_px)
+    monkeypatch.setattr("earthgate_geo.mapping.scene.PANEL_BYTES", 1)
+
+    map_scene(local(blurry), task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert bytes_in(tmp_path) == whole
+
+
+@pytest.mark.parametrize("call", range(1, 16, 2))
+def test_a_run_that_failed_is_gone_on_with_and_ends_with_the_same_bytes(
+    call: int, task: MapTask, whole: list[bytes], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("earthgate_geo.mapping.layout.UNIT_PX", 48)
+    monkeypatch.setattr("earthgate_geo.mapping.scene.PANEL_BYTES", 1)
+
+    with pytest.raises(MemoryError):
+        map_scene(
+            local(Failing(call, MemoryError())), task, kept_in(tmp_path), monitor=SilentMonitor()
+        )
+    map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+
+    assert bytes_in(tmp_path) == whole
+
+
+def test_what_is_finished_is_not_mapped_again(task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(CancelledError):
+        map_scene(local(blurry), task, kept_in(tmp_path), monitor=Stopper("finish"))
+    assert len(cells_of(tmp_path)) == 3
+
+    result = map_scene(
+        local(Failing(1, MemoryError())), task, kept_in(tmp_path), monitor=SilentMonitor()
+    )
+
+    assert result.tiles == 0
+
+
+def test_a_run_that_finished_nothing_leaves_nothing(task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        map_scene(
+            local(Failing(1, KeyboardInterrupt())),
+            task,
+            kept_in(tmp_path),
+            monitor=SilentMonitor(),
+        )
+
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_bad_input_leaves_nothing_to_go_on_with(task: MapTask, tmp_path: Path) -> None:
+    bad = DataError(found="rows that cannot be read")
+    with pytest.raises(DataError):
+        map_scene(local(Failing(8, bad)), task, kept_in(tmp_path), monitor=SilentMonitor())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_the_cells_of_another_map_are_refused_and_left_alone(task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        map_scene(
+            local(Failing(8, MemoryError())), task, kept_in(tmp_path), monitor=SilentMonitor()
+        )
+    other = kept_in(tmp_path, tags={"EARTHGATE_MODEL": "xyz"})
+
+    with pytest.raises(OutputError) as refused:
+        map_scene(local(blurry), task, other, monitor=SilentMonitor())
+
+    assert str(refused.value) == (
+        "an unfinished map here with model abc; expected xyz. "
+        "Pass --no-resume to discard it, or give another --dst."
+    )
+    assert cells_of(tmp_path) == ["000000_0000.cell"]
+    map_scene(local(blurry), task, replace(other, resume=False), monitor=SilentMonitor())
+
+
+def test_a_damaged_cell_is_told_and_mapped_anew(
+    task: MapTask, whole: list[bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(CancelledError):
+        map_scene(local(blurry), task, kept_in(tmp_path), monitor=Stopper("finish"))
+    cell = tmp_path / "strips" / cells_of(tmp_path)[1]
+    cell.write_bytes(cell.read_bytes()[:-9])
+
+    with pytest.raises(StorageError) as damaged:
+        map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+    map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+
+    assert str(damaged.value) == (
+        f"{cell} did not come back from the disk as it was written; expected a finished part of "
+        "the map. Run the same command again: this part is mapped anew."
+    )
+    assert bytes_in(tmp_path) == whole
+
+
+def test_too_little_memory_is_refused_with_what_suffices(task: MapTask, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        map_scene(
+            local(brightest, memory_bytes=200_000),
+            task,
+            outputs_in(tmp_path),
+            monitor=SilentMonitor(),
+        )
+
+    assert str(refused.value) == (
+        "--memory 0.0002 GB for 3 classes and tiles of 32 x 32 px; expected 0.1 GB or more."
+    )
+
+
+def estimated(task: MapTask, rows: int, cols: int) -> MapEstimate:
+    with task.scene.reopened() as scene:
+        scene.grid = replace(scene.grid, size=Size(rows, cols))
+        return estimate(replace(task, scene=scene), outputs_in(Path()), memory_bytes=10**9)
 
 
 def test_the_estimate_grows_with_the_width_and_not_with_the_height(task: MapTask) -> None:
-    def memory(rows: int, cols: int) -> int:
-        grid = replace(task.scene.grid, size=Size(rows, cols))
-        return estimate(grid, PLAN, outputs_in(Path()), TABLE).memory_bytes
-
-    assert memory(1000, 1000) == memory(100_000, 1000) < memory(1000, 2000)
+    assert (
+        estimated(task, 1000, 1000).memory_bytes
+        == estimated(task, 100_000, 1000).memory_bytes
+        < estimated(task, 1000, 2000).memory_bytes
+    )
 
 
 def test_the_estimate_counts_tiles_and_disk(task: MapTask) -> None:
-    alone = estimate(task.scene.grid, PLAN, MapOutputs(map=Path("map.tif")), TABLE)
-    every = estimate(task.scene.grid, PLAN, outputs_in(Path()), TABLE)
+    alone = estimate(task, MapOutputs(map=Path("map.tif")), memory_bytes=10**9)
+    every = estimate(task, outputs_in(Path()), memory_bytes=10**9)
 
     assert alone.tiles == every.tiles == 3 * 5
     assert every.disk_bytes == 5 * alone.disk_bytes
-    assert alone.disk_bytes > 75 * 110
+    assert alone.disk_bytes > 2 * 75 * 110

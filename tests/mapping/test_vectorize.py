@@ -1,3 +1,4 @@
+import json
 import re
 import sqlite3
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import shapely
 from affine import Affine
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
+from pyarrow import parquet
 from pyproj import Geod
 from rasterio.features import rasterize
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, UTM, RasterSpec, write_raster
@@ -20,6 +22,7 @@ from earthgate_geo.mapping import vectorize as module
 from earthgate_geo.mapping.vectorize import vectorize
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
+from earthgate_geo.request import VectorOptions
 
 TABLE = ClassTable(
     (
@@ -71,6 +74,19 @@ def polygons_of(
     source = write_map(folder / "map.tif", classes, transform=transform, crs=crs)
     vectorize(source, folder / "town.gpkg", monitor=SilentMonitor())
     return geopandas.read_file(folder / "town.gpkg", layer="town")
+
+
+def read(path: Path) -> GeoDataFrame:
+    if path.suffix == ".parquet":
+        return geopandas.read_parquet(path)
+    return geopandas.read_file(path, layer=path.stem)
+
+
+def rows_of(frame: GeoDataFrame) -> list[tuple[object, ...]]:
+    shapes = shapely.to_wkb(shapely.normalize(frame.geometry.values))
+    return sorted(
+        zip(frame.class_id, frame.class_name, frame.area_m2, frame.confidence, shapes, strict=True)
+    )
 
 
 @pytest.mark.parametrize("transform", [NORTH_UP, SOUTH_UP, ROTATED])
@@ -175,12 +191,158 @@ def test_small_polygons_can_be_left_out(tmp_path: Path) -> None:
     classes[5:7, 5:7] = 2
     source = write_map(tmp_path / "map.tif", classes)
 
-    document = vectorize(source, tmp_path / "map.gpkg", min_area_m2=0.9, monitor=SilentMonitor())
+    options = VectorOptions(min_area_m2=0.9)
+    document = vectorize(source, tmp_path / "map.gpkg", options=options, monitor=SilentMonitor())
 
     frame = geopandas.read_file(tmp_path / "map.gpkg", layer="map")
     assert sorted(frame.class_name) == ["road", "water"]
     assert document["classes"]["building"] == {"polygons": 0, "area_m2": 0.0}
     assert frame[frame.class_name == "road"].geometry.item().area == pytest.approx(95 * 0.25)
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, ROTATED])
+def test_simplified_polygons_have_fewer_corners_and_no_gaps(
+    transform: Affine, tmp_path: Path
+) -> None:
+    rows, cols = np.mgrid[:60, :80]
+    classes = np.digitize(rows + 7 * np.sin(cols / 9), [15, 30, 45]).astype(np.uint8) % 3
+    source = write_map(tmp_path / "map.tif", classes, transform=transform)
+    options = VectorOptions(simplify_m=1.0)
+
+    vectorize(source, tmp_path / "exact.gpkg", monitor=SilentMonitor())
+    vectorize(source, tmp_path / "simple.gpkg", options=options, monitor=SilentMonitor())
+
+    exact = geopandas.read_file(tmp_path / "exact.gpkg", layer="exact")
+    simple = geopandas.read_file(tmp_path / "simple.gpkg", layer="simple")
+    corners = [shapely.get_num_coordinates(frame.geometry).sum() for frame in (exact, simple)]
+    assert corners[1] < corners[0] / 3
+    assert simple.is_valid.all()
+    assert shapely.coverage_is_valid(simple.geometry.explode().values)
+    assert simple.area.sum() == pytest.approx(exact.area.sum())
+    assert simple.area_m2.tolist() == exact.area_m2.tolist()
+
+
+def test_polygons_can_be_cut_at_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TILE_PX", 32)
+    source = write_map(tmp_path / "map.tif", np.zeros((50, 70), np.uint8))
+    options, monitor = VectorOptions(cut_at_tiles=True, simplify_m=2), Recorder()
+
+    vectorize(source, tmp_path / "map.gpkg", options=options, monitor=monitor)
+
+    frame = geopandas.read_file(tmp_path / "map.gpkg", layer="map")
+    pixels = sorted(frame.area / 0.25)
+    assert pixels == [6 * 18, 6 * 32, 18 * 32, 18 * 32, 32 * 32, 32 * 32]
+    assert monitor.done == [32, 64, 96, 114, 132, 150]
+    assert monitor.warnings == []
+
+
+def test_regions_of_too_many_corners_are_cut_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPEN_CORNERS", 100)
+    monkeypatch.setattr(module, "BAND_ROWS", 8)
+    classes = np.zeros((40, 60), np.uint8)
+    classes[1::2, 1::2] = 1
+    source = write_map(tmp_path / "map.tif", classes)
+    monitor = Recorder()
+
+    document = vectorize(source, tmp_path / "map.gpkg", monitor=monitor)
+
+    frame = geopandas.read_file(tmp_path / "map.gpkg", layer="map")
+    (warning,) = monitor.warnings
+    assert warning == (
+        f"{source} has regions of over 100 corners: to bound memory, polygons end at row 8, and "
+        "wherever that recurs; --cut-at-tiles ends them at a regular grid instead"
+    )
+    assert document["classes"]["building"]["polygons"] == 5
+    assert frame.is_valid.all()
+    assert frame.area.sum() == pytest.approx(classes.size * 0.25)
+
+
+@pytest.mark.parametrize("ending", [".gpkg", ".fgb", ".parquet"])
+def test_the_area_of_a_class_in_the_crs_is_that_of_its_pixels(ending: str, tmp_path: Path) -> None:
+    classes = patches(rows=200, cols=300)
+    source = write_map(tmp_path / "map.tif", classes, transform=ROTATED)
+
+    vectorize(source, tmp_path / f"map{ending}", monitor=SilentMonitor())
+
+    frame = read(tmp_path / f"map{ending}")
+    for entry in TABLE:
+        pixels = (classes == entry.value).sum()
+        area = frame[frame.class_id == entry.value].area.sum()
+        assert area == pytest.approx(pixels * abs(ROTATED.determinant), rel=1e-3)
+
+
+@pytest.mark.parametrize("ending", [".fgb", ".parquet"])
+def test_every_format_holds_the_same(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_CORNERS", 100)
+    source = write_map(tmp_path / "map.tif", patches())
+    sure = np.arange(50 * 70, dtype=np.uint8).reshape(50, 70) % 250
+    write_map(tmp_path / "map_conf.tif", sure, tags={"EARTHGATE_MODEL": "abc"})
+
+    for name in ("map.gpkg", f"map{ending}"):
+        vectorize(source, tmp_path / name, monitor=SilentMonitor())
+
+    package, other = read(tmp_path / "map.gpkg"), read(tmp_path / f"map{ending}")
+    fields = ["class_id", "class_name", "area_m2", "confidence"]
+    assert list(other.columns) == [*fields, "geometry"]
+    assert set(other.geom_type) == {"MultiPolygon"}
+    assert other.crs == UTM
+    assert rows_of(other) == rows_of(package)
+
+
+def test_parquet_tells_where_each_polygon_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STRIP_PIXELS", 7 * 70)
+    monkeypatch.setattr(module, "CHUNK_CORNERS", 100)
+    source = write_map(tmp_path / "map.tif", patches())
+
+    vectorize(source, tmp_path / "map.parquet", monitor=SilentMonitor())
+
+    found = parquet.ParquetFile(tmp_path / "map.parquet")
+    geo = json.loads(found.metadata.metadata[b"geo"])
+    column = geo["columns"]["geometry"]
+    frame = geopandas.read_parquet(tmp_path / "map.parquet")
+    left, bottom, right, top = frame.total_bounds
+    part = geopandas.read_parquet(
+        tmp_path / "map.parquet", bbox=(left, bottom, left + 5, bottom + 5)
+    )
+    assert found.num_row_groups > 1
+    assert geo["version"] == "1.1.0"
+    assert column["bbox"] == [left, bottom, right, top]
+    assert column["geometry_types"] == ["MultiPolygon"]
+    assert sorted(part.normalize().to_wkb()) == sorted(
+        frame[frame.intersects(shapely.box(left, bottom, left + 5, bottom + 5))]
+        .normalize()
+        .to_wkb()
+    )
+
+
+@pytest.mark.parametrize("ending", [".fgb", ".parquet"])
+def test_an_empty_map_makes_an_empty_layer_in_every_format(ending: str, tmp_path: Path) -> None:
+    source = write_map(tmp_path / "map.tif", np.full((4, 4), NODATA, np.uint8))
+
+    vectorize(source, tmp_path / f"map{ending}", monitor=SilentMonitor())
+
+    frame = read(tmp_path / f"map{ending}")
+    assert len(frame) == 0
+    assert frame.crs == UTM
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    source = write_map(tmp_path / "map.tif", patches())
+    target = tmp_path / "map.shp"
+
+    with pytest.raises(OutputError) as refused:
+        vectorize(source, target, monitor=SilentMonitor())
+
+    assert str(refused.value) == (
+        f"{target} for the polygons; expected a name ending in .gpkg, .fgb or .parquet."
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["map.tif"]
 
 
 def test_confidence_is_the_mean_over_the_polygon(tmp_path: Path) -> None:
@@ -288,11 +450,12 @@ def test_an_existing_package_is_kept_unless_it_may_be_replaced(tmp_path: Path) -
     assert len(geopandas.read_file(target, layer="map")) > 0
 
 
-def test_cancel_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".gpkg", ".fgb", ".parquet"])
+def test_cancel_leaves_nothing(ending: str, tmp_path: Path) -> None:
     source = write_map(tmp_path / "map.tif", patches())
 
     with pytest.raises(CancelledError):
-        vectorize(source, tmp_path / "map.gpkg", monitor=Recorder(cancel_at=1))
+        vectorize(source, tmp_path / f"map{ending}", monitor=Recorder(cancel_at=1))
 
     assert [p.name for p in tmp_path.iterdir()] == ["map.tif"]
 

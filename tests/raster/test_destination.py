@@ -112,13 +112,13 @@ def test_what_is_kept_waits_for_a_run_that_succeeds(tmp_path):
     path = tmp_path / "model.safetensors"
     with (
         pytest.raises(ZeroDivisionError),
-        Destination(path, overwrite=False, keep=True) as destination,
+        Destination(path, overwrite=False, keep="state") as destination,
     ):
         1 / (destination.scratch / "state").write_text("")
     (tmp_path / ".model.safetensors.earthgate" / "state").write_text("half")
     assert names(tmp_path / ".model.safetensors.earthgate") == ["state"]
 
-    with Destination(path, overwrite=False, keep=True) as destination:
+    with Destination(path, overwrite=False, keep="state") as destination:
         assert (destination.scratch / "state").read_text() == "half"
 
     assert names(tmp_path) == []
@@ -127,7 +127,7 @@ def test_what_is_kept_waits_for_a_run_that_succeeds(tmp_path):
 def test_a_failed_run_with_nothing_to_keep_leaves_nothing(tmp_path):
     with (
         pytest.raises(ZeroDivisionError),
-        Destination(tmp_path / "model.safetensors", overwrite=False, keep=True),
+        Destination(tmp_path / "model.safetensors", overwrite=False, keep="state"),
     ):
         _ = 1 / 0
 

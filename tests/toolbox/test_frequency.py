@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,12 @@ from torch.nn import functional
 
 from earthgate_geo.errors import InputError
 from earthgate_geo.toolbox.base import Kind, Slot, ToolboxConfig
-from earthgate_geo.toolbox.frequency import FrequencyPath, TokenGrid, split_bands
+from earthgate_geo.toolbox.frequency import (
+    FrequencyPath,
+    TokenGrid,
+    low_band_by_products,
+    split_bands,
+)
 
 
 def _noise(*shape, seed=0):
@@ -41,6 +47,28 @@ def test_bands_are_those_of_a_centred_square_in_the_shifted_spectrum(rows, cols,
     expected_low, expected_high = _split_by_the_text(patches, rho)
     torch.testing.assert_close(low, expected_low, atol=1e-5, rtol=0)
     torch.testing.assert_close(high, expected_high, atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=st.integers(1, 20), cols=st.integers(1, 20), rho=st.sampled_from([0, 0.2, 0.3, 0.7, 1]))
+def test_two_real_products_give_the_same_low_band(rows, cols, rho):
+    patches = _noise(2, rows, cols, 3)
+
+    low = low_band_by_products(patches, int(min(rows, cols) * rho / 2))
+
+    torch.testing.assert_close(low, split_bands(patches, rho=rho)[0], atol=1e-5, rtol=0)
+
+
+def test_a_traced_split_has_no_transform():
+    patches = _noise(1, 6, 9, 3)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, of shapes that become constants
+        traced = torch.jit.trace(lambda x: split_bands(x, rho=0.7), patches)
+
+    assert "fft" not in str(traced.inlined_graph)
+    for found, expected in zip(traced(patches), split_bands(patches, rho=0.7), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_flat_map_is_all_low_and_a_chequered_one_all_high():

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 from networks import write_model
 from rasters import RasterSpec, write_raster
 
@@ -16,7 +17,7 @@ from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
-from earthgate_geo.training.tiles import SceneTiles
+from earthgate_geo.training.tiles import SceneTiles, SceneView
 
 SELECTION = Selection(interval=2, images=2)
 OPTIONS = AdaptOptions(steps=4, tile_px=64, batch=2, selection=SELECTION, guard_tiles=4)
@@ -27,9 +28,9 @@ def loaded(tmp_path):
     return load_model(write_model(tmp_path / "m.safetensors"))
 
 
-def _scene(tmp_path, *, rows=200, cols=240):
-    path = tmp_path / "town.tif"
-    write_raster(path, RasterSpec(rows=rows, cols=cols))
+def _scene(tmp_path, *, rows=200, cols=240, name="town", **spec):
+    path = tmp_path / f"{name}.tif"
+    write_raster(path, RasterSpec(rows=rows, cols=cols, **spec))
     return open_scene(path)
 
 
@@ -42,17 +43,17 @@ def _labelled(tmp_path, scene):
     return open_labels(path, scene.grid, CLASSES, LabelOptions())
 
 
-def _adapt(loaded, scene, *, labels=None, monitor=None, options=OPTIONS):
-    dataset = SceneDataset(scene, bands=(1, 2, 3), labels=labels)
-    plan = plan_tiles(scene.grid, tile_px=64, stride_px=48, gsd_min_m=0.1, gsd_max_m=0.6)
-    return adapt_scene(
-        loaded,
-        dataset,
-        plan,
-        scene.radiometry((1, 2, 3)),
-        options=options,
-        monitor=monitor or SilentMonitor(),
+def _view(scene, labels=None):
+    return SceneView(
+        dataset=SceneDataset(scene, bands=(1, 2, 3), labels=labels),
+        plan=plan_tiles(scene.grid, tile_px=64, stride_px=48, gsd_min_m=0.1, gsd_max_m=0.6),
+        radiometry=scene.radiometry((1, 2, 3)),
     )
+
+
+def _adapt(loaded, *scenes, labels=None, monitor=None, options=OPTIONS):
+    views = [_view(scene, labels if scene is scenes[0] else None) for scene in scenes]
+    return adapt_scene(loaded, views, options=options, monitor=monitor or SilentMonitor())
 
 
 def _weights(adaptation):
@@ -140,15 +141,8 @@ def test_labels_train_and_a_part_is_held_back_for_the_guard(tmp_path, loaded):
 def test_held_back_labels_never_reach_training_and_the_rest_never_the_guard(tmp_path, loaded):
     with _scene(tmp_path) as scene:
         labels = _labelled(tmp_path, scene)
-        dataset = SceneDataset(scene, bands=(1, 2, 3), labels=labels)
-        plan = plan_tiles(scene.grid, tile_px=64, stride_px=48, gsd_min_m=0.1, gsd_max_m=0.6)
-        tiles = SceneTiles(
-            dataset,
-            plan,
-            scene.radiometry((1, 2, 3)),
-            size_px=64,
-            generator=torch.Generator().manual_seed(0),
-        )
+        generator = torch.Generator().manual_seed(0)
+        tiles = SceneTiles([_view(scene, labels)], size_px=64, generator=generator)
         windows = tiles.held_back_windows()
 
         training, guard = tiles.read(windows), tiles.read(windows, held_back=True)
@@ -156,7 +150,7 @@ def test_held_back_labels_never_reach_training_and_the_rest_never_the_guard(tmp_
     assert windows
     assert torch.all(training.labels == UNKNOWN)
     for window, seen in zip(windows, guard.labels, strict=True):
-        assert np.array_equal(seen.numpy(), labels.read(window))
+        assert np.array_equal(seen.numpy(), labels.read(window.window))
 
 
 @pytest.mark.parametrize("policy", [Policy.GATE, Policy.FULL])
@@ -177,6 +171,23 @@ def test_a_closed_gate_hands_back_nothing_that_trained(tmp_path, loaded, policy)
 def test_a_scene_smaller_than_a_tile_can_be_adapted_to(tmp_path, loaded):
     with _scene(tmp_path, rows=1, cols=1) as scene:
         assert _adapt(loaded, scene).steps == 4
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_several_scenes_of_different_scale_are_adapted_to_at_once(tmp_path, loaded, labelled):
+    fine = Affine(0.25, 0, 500000, 0, -0.25, 5300000)
+    with (
+        _scene(tmp_path) as town,
+        _scene(tmp_path, name="village", transform=fine, seed=1) as village,
+    ):
+        labels = _labelled(tmp_path, town) if labelled else None
+        alone = _adapt(loaded, town, labels=labels)
+        together, again = (_adapt(loaded, town, village, labels=labels) for _ in range(2))
+
+    assert together.losses == again.losses != alone.losses
+    assert together.evidence == again.evidence
+    assert together.evidence["source"]["shares"] != alone.evidence["source"]["shares"]
+    assert (together.evidence["source"]["label_miou"] is not None) == labelled
 
 
 def test_cancelling_stops_within_a_step(tmp_path, loaded):

@@ -7,13 +7,16 @@ from typing import Any
 import click
 
 import earthgate_geo
-from earthgate_cli import options, output, summary
+from earthgate_cli import options, output, scenes, summary
 
 
 @click.command("adapt")
-@options.scene
+@options.scenes
 @click.option("--dst", type=options.FilePath, help="Map to write, a COG; without it only adapt.")
+@options.folder
 @options.outputs
+@options.vectors
+@options.running
 @click.option("--report", type=options.FilePath, help="HTML page about the run to write.")
 @click.option("--out", type=options.FilePath, help="Adapter file [default: beside --dst].")
 @click.option("--labels", metavar="FILE", help="Polygons, points or a raster of known classes.")
@@ -30,20 +33,33 @@ def command(
     arguments: list[str],
     /,
     *,
-    dst: Path | None,
+    src: tuple[str, ...],
+    out_dir: Path | None,
+    name: str | None,
+    vector_format: str | None,
     dry_run: bool,
     speech: output.Speech,
     **asked: Any,
-) -> None:
-    """Adapt a model to a scene, with or without labels, and map the scene."""
+) -> int:
+    """Adapt a model to scenes of one sensor, with or without labels, and map them."""
+    first, *more = scenes.scene_paths(src, out_dir=out_dir)
     request = earthgate_geo.AdaptRequest(
-        dst=dst,
+        src=first,
+        more=tuple(more),
+        out_dir=out_dir,
         model_folder=options.model_folder(),
+        cache=options.cache_folder(),
         command=shlex.join(["earthgate", *arguments]),
+        **scenes.in_folder(out_dir, {"name": name, "vector_format": vector_format}),
         **asked,
     )
     request.check()  # before torch is loaded, which takes seconds
     if dry_run:
-        speech.run(lambda monitor: earthgate_geo.plan(request, monitor), summary.plan_lines)
+        document = speech.run(
+            lambda monitor: earthgate_geo.plan_adapt(request, monitor), summary.plan_lines
+        )
     else:
-        speech.run(lambda monitor: earthgate_geo.run_adapt(request, monitor), summary.adapt_lines)
+        document = speech.run(
+            lambda monitor: earthgate_geo.run_adapt(request, monitor), summary.adapt_lines
+        )
+    return scenes.exit_code(document)

@@ -1,6 +1,6 @@
 """``earthgate vectorize``."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,12 +10,18 @@ from earthgate_cli import options, output, summary
 
 @click.command("vectorize")
 @click.option("--map", "map_path", required=True, metavar="MAP", help="Map that earthgate wrote.")
-@click.option("--dst", required=True, type=options.FilePath, help="GeoPackage to write.")
+@click.option(
+    "--dst",
+    required=True,
+    type=options.FilePath,
+    help="Polygons to write: .gpkg, .fgb or .parquet.",
+)
+@options.vectors
 @options.overwrite
 @options.job_speech
-def command(*, map_path: str, dst: Path, overwrite: bool, speech: output.Speech) -> None:
+def command(*, map_path: str, speech: output.Speech, **asked: Any) -> None:
     """Turn a map into polygons with class, confidence and area."""
-    request = earthgate_geo.VectorizeRequest(map=map_path, dst=dst, overwrite=overwrite)
+    request = earthgate_geo.VectorizeRequest(map=map_path, **asked)
     speech.run(
         lambda monitor: earthgate_geo.run_vectorize(request, monitor), summary.vectorize_lines
     )

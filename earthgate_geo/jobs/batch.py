@@ -1,0 +1,236 @@
+"""Many scenes, one after another: one that fails does not stop the others."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from earthgate_geo.errors import CancelledError, EarthgateError, EngineError, OutputError
+from earthgate_geo.jobs.documents import Document
+from earthgate_geo.jobs.engines import Engines
+from earthgate_geo.jobs.manifest import Manifest
+from earthgate_geo.jobs.map import plan, run_map
+from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.monitor import Monitor
+from earthgate_geo.raster.destination import Destination
+from earthgate_geo.request import BatchRequest, MapRequest, check_outputs
+
+_CURRENT = "current"
+"""File in the manifest's hidden folder that holds the key of the scene that is being mapped."""
+
+_DECISIVE = (
+    *("bands", "nodata", "gsd", "assume_crs", "confidence", "probs", "creation", "vectors"),
+    *("runtime", "precision"),
+)
+"""What of a request decides its outputs, beside the files that it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """A scene of a batch."""
+
+    request: MapRequest
+    """What is asked of it."""
+
+    key: str
+    """Tells it, the model and the options from others."""
+
+    record: Document | None
+    """What an earlier run made of it; None where there is something left to do."""
+
+    @property
+    def about(self) -> Document:
+        """What a record begins with."""
+        src, dst = self.request.src, self.request.dst
+        names = {"src": src, "scene": Path(src).stem, "map": dst.name if dst else ""}
+        return {**names, "key": self.key, "outputs": {}}
+
+
+def run_batch(
+    request: BatchRequest, monitor: Monitor, *, engines: Engines | None = None
+) -> Document:
+    """Map many scenes; the same request again goes on where a run stopped.
+
+    Scenes that are done are passed over as long as their outputs are there and scene, model and
+    options are the same; scenes that failed, too, unless ``retry_failed`` is set.
+
+    Args:
+        request: What is asked.
+        monitor: Told the stages of every scene; may cancel.
+        engines: What earlier requests have loaded.
+
+    Returns:
+        The result document of ``earthgate map --out-dir --json``: per scene in ``scenes`` the
+        result document of its map, ``src``, ``state`` (done or failed), ``error`` where it
+        failed, and ``earlier``, whether an earlier run did that; ``manifest`` and ``seconds``.
+
+    Raises:
+        EarthgateError: Nothing can be mapped: the request, the model or the folder is wrong, or
+            the cluster is lost.
+        CancelledError: Interrupted; the manifest holds what is finished.
+    """
+    started = time.perf_counter()
+    request.check()
+    manifest = Manifest(request.manifest)
+    done = []
+    with (
+        made_folder(request.out_dir),
+        _place(request) as place,
+        Engines() if engines is None else nullcontext(engines) as at_hand,
+    ):
+        scenes = _scenes(request, at_hand.model(request.each))
+        for n, scene in enumerate(scenes, start=1):
+            if scene.record is None:
+                monitor.log(f"scene {n} of {len(scenes)}: {scene.request.src}")
+                (place.scratch / _CURRENT).write_text(scene.key, encoding="utf-8")
+                record = _mapped(scene, monitor, at_hand)
+                manifest.append(record)
+                done.append(record | {"earlier": False})
+            else:
+                done.append(scene.record | {"earlier": True})
+    return {
+        "scenes": done,
+        "manifest": str(request.manifest),
+        "seconds": {"total": time.perf_counter() - started},
+    }
+
+
+def plan_batch(request: BatchRequest, monitor: Monitor) -> Document:
+    """Say what a batch would do and need; nothing is written.
+
+    Returns:
+        ``scenes``, each with ``src`` and ``state`` (planned, done or failed) beside what ``plan``
+        says; of those planned ``tiles``, ``disk_mb`` and ``seconds`` in all, the most
+        ``memory_mb`` and the least ``disk_free_mb``.
+
+    Raises:
+        EarthgateError: As ``run_batch`` before its first scene.
+    """
+    request.check()
+    with made_folder(request.out_dir), Engines() as engines:
+        scenes = _scenes(request, engines.model(request.each))
+        found = [scene.record or _planned(scene, monitor, engines) for scene in scenes]
+    plans = [entry for entry in found if entry["state"] == "planned"]
+    return {
+        "scenes": found,
+        **{key: sum(entry[key] for entry in plans) for key in ("tiles", "disk_mb", "seconds")},
+        "memory_mb": max((entry["memory_mb"] for entry in plans), default=0),
+        "disk_free_mb": min((entry["disk_free_mb"] for entry in plans), default=0),
+        "manifest": str(request.manifest),
+    }
+
+
+def _place(request: BatchRequest) -> Destination:
+    return Destination(request.manifest, overwrite=True, keep=_CURRENT)
+
+
+def _scenes(request: BatchRequest, model: LoadedModel) -> list[_Scene]:
+    """Return all scenes, those that an earlier run settled with its record.
+
+    Raises:
+        OutputError: An output is in the way.
+    """
+    records = Manifest(request.manifest).records()
+    current = _place(request).scratch / _CURRENT
+    killed = current.read_text(encoding="utf-8") if current.exists() else ""
+    scenes = []
+    for asked in request.requests():
+        scene = _Scene(request=asked, key=_key(asked, model), record=None)
+        record = records.get(scene.about["map"], {})
+        state = record["state"] if record.get("key") == scene.key else ""
+        if _is_settled(state, asked, retry_failed=request.retry_failed):
+            scene = replace(scene, record=record)
+        else:
+            # What is left of outputs like these, or was finished just before a kill, is ours.
+            overwrite = asked.overwrite or state == "done" or scene.key == killed
+            check_outputs(asked.outputs(), overwrite=overwrite, inputs=asked.inputs())
+            scene = replace(scene, request=replace(asked, overwrite=overwrite))
+        scenes.append(scene)
+    return scenes
+
+
+def _is_settled(state: str, request: MapRequest, *, retry_failed: bool) -> bool:
+    if request.overwrite:
+        return False
+    if state == "done":
+        return all(path.exists() for path in request.outputs().values())
+    return state == "failed" and not retry_failed
+
+
+def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
+    """Map a scene and return its record."""
+    try:
+        document = run_map(scene.request, monitor, engines=engines)
+    except (KeyboardInterrupt, CancelledError) as error:
+        fix = "Run the same command again to go on with the scenes that are left"
+        raise CancelledError(fix=fix) from error
+    except EngineError:  # the cluster is lost for all
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever one scene is ill with, others are not
+        return _failed(scene, error, monitor)
+    return scene.about | {"state": "done"} | document
+
+
+def _planned(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
+    try:
+        planned = plan(scene.request, monitor, engines=engines)
+    except CancelledError:
+        raise
+    except EarthgateError as error:
+        return _failed(scene, error, monitor)
+    return scene.about | {"state": "planned"} | planned
+
+
+def _failed(scene: _Scene, error: Exception, monitor: Monitor) -> Document:
+    told = str(error)
+    if not isinstance(error, EarthgateError):
+        cause = f"unexpected {type(error).__name__}: {' '.join(told.split())}".rstrip(": ")
+        told = f"{cause}; map it alone with -v to see more"
+    monitor.warn(f"{scene.request.src} failed: {told}")
+    return scene.about | {"state": "failed", "error": told}
+
+
+def _key(request: MapRequest, model: LoadedModel) -> str:
+    """Return what tells a scene, a model and the options that decide the outputs from others."""
+    told = [
+        *(_state(path) for path in (request.src, request.aoi) if path),
+        {role: path.name for role, path in request.outputs().items()},
+        {name: getattr(request, name) for name in _DECISIVE},
+        [model.digest, model.adapter_digest],
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _state(path: str) -> tuple[str, int, int]:
+    """Return what changes with a file, wherever it is moved."""
+    try:
+        found = Path(path).stat()
+    except OSError:  # missing, or not a file but an address
+        return Path(path).name, 0, 0
+    return Path(path).name, found.st_size, int(found.st_mtime)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder; take what was made away again if nothing came to be in it.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            found=f"the folder {folder} cannot be made ({error.strerror})",
+            fix="Give another with --out-dir",
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # there is something in it
+            for place in missing:
+                place.rmdir()

@@ -1,0 +1,119 @@
+"""What maps, kept from one scene to the next: the model, its converted network, a cluster."""
+
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import torch
+
+from earthgate_geo import model_file
+from earthgate_geo.mapping.runtime import RuntimeOptions, open_runtime
+from earthgate_geo.mapping.scene import Engine, LocalEngine
+from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.monitor import Monitor
+from earthgate_geo.raster.grid import Size
+from earthgate_geo.request import MapRequest
+
+_LEAST_BYTES = 1_000_000_000
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class Engines:
+    """Loads, converts and starts what requests ask for, each once as long as they ask the same."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._model: tuple[object, LoadedModel] | None = None
+        self._engine: tuple[object, Engine] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def model(self, request: MapRequest) -> LoadedModel:
+        """Return the model of a request.
+
+        Raises:
+            InputError, ModelFileError: As ``model_file.load_model``.
+        """
+        key = (request.model, request.model_folders)
+        if self._model is None or self._model[0] != key:
+            loaded = model_file.load_model(request.model, folders=request.model_folders)
+            self._model = (key, loaded)
+        return self._model[1]
+
+    def engine(
+        self,
+        request: MapRequest,
+        model: LoadedModel,
+        network: Size,
+        device: torch.device,
+        monitor: Monitor,
+    ) -> Engine:
+        """Return what maps as a request asks, with tiles of ``network`` pixels.
+
+        Raises:
+            EarthgateError: The runtime or the cluster cannot be had.
+        """
+        options = RuntimeOptions(
+            runtime=request.runtime,
+            precision=request.precision,
+            device=device,
+            cache=request.cache,
+        )
+        cluster = (request.engine, request.scheduler, request.workers)
+        digests = (model.digest, model.adapter_digest)
+        key = (digests, network, options, memory_bytes(request), cluster)
+        if self._engine is None or self._engine[0] != key:
+            self._stack.close()
+            if request.engine == "dask":
+                engine = self._stack.enter_context(_on_dask(request, digests, network, monitor))
+            else:
+                runtime = open_runtime(model, network, options)
+                engine = LocalEngine(runtime, memory_bytes=memory_bytes(request))
+            self._engine = (key, engine)
+        return self._engine[1]
+
+
+def _on_dask(
+    request: MapRequest, digests: tuple[str, str | None], size: Size, monitor: Monitor
+) -> AbstractContextManager[Engine]:
+    from earthgate_geo.mapping.cluster_worker import ClusterNetwork  # noqa: PLC0415
+    from earthgate_geo.mapping.dask_engine import DaskEngine  # noqa: PLC0415
+
+    network = ClusterNetwork(
+        model=request.model,
+        folders=request.model_folders,
+        digests=digests,
+        size=size,
+        runtime=request.runtime,
+        precision=request.precision,
+        device=request.device,
+        cache=request.cache,
+    )
+    return DaskEngine(
+        network,
+        scheduler=request.scheduler,
+        workers=request.workers,
+        memory_bytes=memory_bytes(request),
+        monitor=monitor,
+    )
+
+
+def memory_bytes(request: MapRequest) -> int:
+    """Return what mapping may take: as asked, or a quarter of what there is, at least 1 GB."""
+    if request.memory is not None:
+        return request.memory
+    there = int(psutil.virtual_memory().total)
+    if _CONTAINER_LIMIT.is_file() and (limit := _CONTAINER_LIMIT.read_text().strip()).isdigit():
+        there = min(there, int(limit))
+    return max(_LEAST_BYTES, there // 4)
