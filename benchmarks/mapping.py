@@ -101,17 +101,20 @@ class Way:
     """Tiles a second, by round."""
     mapping: list[float] = field(default_factory=list)
     """The same, whole map."""
+    confident: list[float] = field(default_factory=list)
+    """The same, with its confidence."""
 
     def take_turn(self, task: MapTask, images: Sequence[Tensor], folder: Path) -> None:
-        """Measure once: as many calls bare as mapping takes, then a map with its confidence."""
+        """Measure once: as many calls bare as mapping takes, then a map without and with more."""
         tiles, size = len(task.tiling), self.runtime.batch
         batches = [torch.stack([*images, *images][i : i + size]) for i in range(len(images))]
         with threads(1 if self.runtime.name == "openvino" else None):
             started = time.perf_counter()
             call(self.runtime, batches, -(-tiles // size))
             self.bare.append(tiles / (time.perf_counter() - started))
-        result = map_into(folder, task, self.runtime)
-        self.mapping.append(result.tiles / result.seconds["total"])
+        for rates, confidence in ((self.mapping, False), (self.confident, True)):
+            result = map_into(folder, task, self.runtime, confidence=confidence)
+            rates.append(result.tiles / result.seconds["total"])
 
 
 class threads:  # noqa: N801 - reads as a statement
@@ -191,10 +194,11 @@ def speed(
                     slow.append(eager(case, images, torch.device(device)))
                     for way in opened:
                         way.take_turn(task, images, folder)
-            rows.append((case.name, "eager torch fp32", quartiles(slow, ".2f"), "", "", "1"))
+            rows.append((case.name, "eager torch fp32", quartiles(slow, ".2f"), "", "", "", "1"))
             rows += [speed_row(case, way, slow) for way in opened]
     head = ("network", "runtime", "bare, tiles/s", "mapping, tiles/s", "mapping / bare")
-    write(PAGE, "speed", table((*head, "bare / eager torch fp32"), rows))
+    head = (*head, "with confidence / bare", "bare / eager torch fp32")
+    write(PAGE, "speed", table(head, rows))
 
 
 def opened_way(case: Case, way: str, device: torch.device) -> Way:
@@ -208,10 +212,13 @@ def opened_way(case: Case, way: str, device: torch.device) -> Way:
 
 def speed_row(case: Case, way: Way, slow: Sequence[float]) -> tuple[str, ...]:
     """Write the figures of one runtime."""
-    engine = [own / bare for own, bare in zip(way.mapping, way.bare, strict=True)]
+    engine, more = (
+        quartiles([own / bare for own, bare in zip(rates, way.bare, strict=True)], ".3f")
+        for rates in (way.mapping, way.confident)
+    )
     network = [own / other for own, other in zip(way.bare, slow, strict=True)]
     rates = (quartiles(way.bare, ".2f"), quartiles(way.mapping, ".2f"))
-    return (case.name, way.name, *rates, quartiles(engine, ".3f"), quartiles(network, ".2f"))
+    return (case.name, way.name, *rates, engine, more, quartiles(network, ".2f"))
 
 
 # memory

@@ -127,7 +127,7 @@ def earthgate(model: LoadedModel, runtime: str, precision: str) -> Run:
     def run(radiometry: Radiometry, scene: Path, out: Path) -> None:
         classes = model.segmenter.config.classes
         with task_of(scene, classes, radiometry=radiometry) as task:
-            map_into(out.parent, task, opened)
+            map_into(out.parent, task, opened, confidence=False)
 
     return run
 

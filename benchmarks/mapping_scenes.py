@@ -128,13 +128,14 @@ def map_into(
     task: MapTask,
     runtime: Runtime,
     *,
+    confidence: bool = True,
     probs: bool = False,
     memory_bytes: int = GIGABYTE,
 ) -> MapResult:
-    """Map a scene anew, into map.tif, conf.tif and, where asked, probs.tif."""
+    """Map a scene anew, into map.tif and, where asked, conf.tif and probs.tif."""
     outputs = MapOutputs(
         map=folder / "map.tif",
-        confidence=folder / "conf.tif",
+        confidence=folder / "conf.tif" if confidence else None,
         probs=folder / "probs.tif" if probs else None,
         overwrite=True,
     )

@@ -78,7 +78,11 @@ class StorageError(EarthgateError, OSError):
 
 
 class EngineError(EarthgateError):
-    """A cluster that maps failed: its scheduler is lost, or its workers die or see other files."""
+    """Workers of a cluster fail at a part of a map: they die, or see other files."""
+
+
+class LostEngineError(EngineError):
+    """A cluster that cannot map anything: its scheduler is lost or does not answer."""
 
 
 class CancelledError(EarthgateError):

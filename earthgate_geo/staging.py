@@ -50,8 +50,8 @@ def staged(
             raise _renamed(error, files | folders) from error
         for place in places:
             place.begin_publishing()
-        for role, path in outputs.items():
-            publish(built[role], path)
+        for role, path in reversed(list(outputs.items())):
+            publish(built[role], path)  # the first comes last: where it stands, all stand
 
 
 def _renamed(

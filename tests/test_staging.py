@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,50 @@ def test_outputs_are_locked_while_they_are_built(tmp_path) -> None:
             path.touch()
 
     assert files(tmp_path) == {"map.tif", "sub", str(Path("sub/r.html"))}
+
+
+KILLED = """
+import os
+import os
+import subprocess
+import sys
+from pathlib import Path
+from earthgate_geo import staging
+
+publish = staging.publish
+
+def killed_after_the_first(built, path):
+    publish(built, path)
+    os._exit(9)
+
+staging.publish = killed_after_the_first
+outputs = {"map": Path("map.tif"), "page": Path("r.html")}
+with staging.staged(outputs, overwrite=False, inputs=[]) as built:
+    for path in built.values():
+        path.write_text("of the killed run", encoding="utf-8")
+"""
+
+
+def test_a_run_killed_as_its_outputs_get_their_names_may_be_repeated_once(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pair = {"map": Path("map.tif"), "page": Path("r.html")}
+    root = str(Path(__file__).parents[1])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": root}, check=False
+    )
+    assert (killed.returncode, Path("r.html").exists(), Path("map.tif").exists()) == (
+        9,
+        True,
+        False,
+    )
+
+    with staged(pair, overwrite=False, inputs=[]) as built:
+        for path in built.values():
+            path.write_text("again", encoding="utf-8")
+
+    assert files(tmp_path) == {"map.tif", "r.html"}
+    assert Path("r.html").read_text(encoding="utf-8") == "again"
+    with pytest.raises(OutputError), staged(pair, overwrite=False, inputs=[]):
+        pass

@@ -12,7 +12,7 @@ from earthgate_geo.jobs import documents
 from earthgate_geo.jobs.batch import made_folder, run_batch
 from earthgate_geo.jobs.documents import Document
 from earthgate_geo.jobs.engines import Engines
-from earthgate_geo.jobs.map import mapped, plan, staged_outputs
+from earthgate_geo.jobs.map import mapped, plan, refuse_early, staged_outputs
 from earthgate_geo.jobs.prepare import Job, prepared_together
 from earthgate_geo.model_file import AdapterRecord, LoadedModel
 from earthgate_geo.monitor import Monitor
@@ -97,6 +97,8 @@ def _adapt(request: AdaptRequest, base: Path, monitor: Monitor, engines: Engines
         prepared_together(request, monitor, engines=engines) as jobs,
         staged_outputs(request) as built,
     ):
+        if request.dst:
+            refuse_early(jobs[0], request, built, monitor, engines=engines)
         adaptation = _adaptation(jobs, request, built["adapter"], monitor)
         # As a user would: what is mapped is in the file.
         folders = [*request.model_folders, base.parent]

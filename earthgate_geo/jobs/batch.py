@@ -1,25 +1,33 @@
-"""Many scenes, one after another: one that fails does not stop the others."""
+"""Many scenes, one after another or together: one that fails does not stop the others."""
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from earthgate_geo.errors import CancelledError, EarthgateError, EngineError, OutputError
+from earthgate_geo.errors import (
+    CancelledError,
+    EarthgateError,
+    LostEngineError,
+    OutputError,
+    StorageError,
+)
 from earthgate_geo.jobs.documents import Document
 from earthgate_geo.jobs.engines import Engines
 from earthgate_geo.jobs.manifest import Manifest
 from earthgate_geo.jobs.map import plan, run_map
+from earthgate_geo.jobs.together import done_together
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.destination import Destination
 from earthgate_geo.request import BatchRequest, MapRequest, check_outputs
 
 _CURRENT = "current"
-"""File in the manifest's hidden folder that holds the key of the scene that is being mapped."""
+"""File in the manifest's hidden folder that holds the keys of the scenes that are being mapped."""
 
 _DECISIVE = (
     *("bands", "nodata", "gsd", "assume_crs", "confidence", "probs", "creation", "vectors"),
@@ -36,7 +44,10 @@ class _Scene:
     """What is asked of it."""
 
     key: str
-    """Tells it, the model and the options from others."""
+    """Tells it, the model and the options that decide its map from others."""
+
+    asked: str
+    """Tells all that is asked, also what only decides whether it can be mapped."""
 
     record: Document | None
     """What an earlier run made of it; None where there is something left to do."""
@@ -46,7 +57,7 @@ class _Scene:
         """What a record begins with."""
         src, dst = self.request.src, self.request.dst
         names = {"src": src, "scene": Path(src).stem, "map": dst.name if dst else ""}
-        return {**names, "key": self.key, "outputs": {}}
+        return {**names, "key": self.key, "asked": self.asked, "outputs": {}}
 
 
 def run_batch(
@@ -74,28 +85,63 @@ def run_batch(
     """
     started = time.perf_counter()
     request.check()
-    manifest = Manifest(request.manifest)
-    done = []
+    manifest, found = Manifest(request.manifest), {}
     with (
         made_folder(request.out_dir),
         _place(request) as place,
         Engines() if engines is None else nullcontext(engines) as at_hand,
     ):
         scenes = _scenes(request, at_hand.model(request.each))
-        for n, scene in enumerate(scenes, start=1):
-            if scene.record is None:
-                monitor.log(f"scene {n} of {len(scenes)}: {scene.request.src}")
-                (place.scratch / _CURRENT).write_text(scene.key, encoding="utf-8")
-                record = _mapped(scene, monitor, at_hand)
+        begun = _Begun(place.scratch / _CURRENT)
+        left = [(n, scene) for n, scene in enumerate(scenes, 1) if scene.record is None]
+
+        def mapped(numbered: tuple[int, _Scene], monitor: Monitor) -> Document:
+            n, scene = numbered
+            monitor.log(f"scene {n} of {len(scenes)}: {scene.request.src}")
+            begun.add(scene.key)
+            return _mapped(scene, monitor, at_hand)
+
+        records = (mapped(each, monitor) for each in left)
+        if request.each.engine != "local":
+            records = done_together(left, mapped, monitor=monitor)
+        with _told_to_go_on(anew=request.each.overwrite), closing(records):
+            for record in records:
                 manifest.append(record)
-                done.append(record | {"earlier": False})
-            else:
-                done.append(scene.record | {"earlier": True})
+                begun.remove(record["key"])
+                found[record["key"]] = record | {"earlier": False}
     return {
-        "scenes": done,
+        "scenes": [found.get(s.key) or {**(s.record or {}), "earlier": True} for s in scenes],
         "manifest": str(request.manifest),
         "seconds": {"total": time.perf_counter() - started},
     }
+
+
+class _Begun:
+    """The keys of scenes that are being mapped, on disk: what a killed run may have finished."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._keys, self._lock = path, set[str](), threading.Lock()
+
+    def add(self, key: str) -> None:
+        with self._lock:
+            self._keys.add(key)
+            self._path.write_text("\n".join(self._keys), encoding="utf-8")
+
+    def remove(self, key: str) -> None:
+        with self._lock:
+            self._keys.discard(key)
+            self._path.write_text("\n".join(self._keys), encoding="utf-8")
+
+
+@contextmanager
+def _told_to_go_on(*, anew: bool) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, CancelledError) as error:
+        fix = "Run the same command again to go on with the scenes that are left"
+        if anew:
+            fix = "Run the same command again; --overwrite makes it begin with the first scene"
+        raise CancelledError(fix=fix) from error
 
 
 def plan_batch(request: BatchRequest, monitor: Monitor) -> Document:
@@ -135,40 +181,39 @@ def _scenes(request: BatchRequest, model: LoadedModel) -> list[_Scene]:
     """
     records = Manifest(request.manifest).records()
     current = _place(request).scratch / _CURRENT
-    killed = current.read_text(encoding="utf-8") if current.exists() else ""
+    killed = current.read_text(encoding="utf-8").split() if current.exists() else []
     scenes = []
     for asked in request.requests():
-        scene = _Scene(request=asked, key=_key(asked, model), record=None)
+        scene = _Scene(request=asked, key=_key(asked, model), asked=_digest(asked), record=None)
         record = records.get(scene.about["map"], {})
         state = record["state"] if record.get("key") == scene.key else ""
-        if _is_settled(state, asked, retry_failed=request.retry_failed):
+        if state == "failed" and (request.retry_failed or record.get("asked") != scene.asked):
+            state = ""
+        if _is_settled(state, asked):
             scene = replace(scene, record=record)
         else:
             # What is left of outputs like these, or was finished just before a kill, is ours.
-            overwrite = asked.overwrite or state == "done" or scene.key == killed
+            overwrite = asked.overwrite or state == "done" or scene.key in killed
             check_outputs(asked.outputs(), overwrite=overwrite, inputs=asked.inputs())
             scene = replace(scene, request=replace(asked, overwrite=overwrite))
         scenes.append(scene)
     return scenes
 
 
-def _is_settled(state: str, request: MapRequest, *, retry_failed: bool) -> bool:
+def _is_settled(state: str, request: MapRequest) -> bool:
     if request.overwrite:
         return False
     if state == "done":
         return all(path.exists() for path in request.outputs().values())
-    return state == "failed" and not retry_failed
+    return state == "failed"
 
 
 def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
     """Map a scene and return its record."""
     try:
         document = run_map(scene.request, monitor, engines=engines)
-    except (KeyboardInterrupt, CancelledError) as error:
-        fix = "Run the same command again to go on with the scenes that are left"
-        raise CancelledError(fix=fix) from error
-    except EngineError:  # the cluster is lost for all
-        raise
+    except (CancelledError, LostEngineError, StorageError):
+        raise  # the next scene would fare no better
     except Exception as error:  # noqa: BLE001  # whatever one scene is ill with, others are not
         return _failed(scene, error, monitor)
     return scene.about | {"state": "done"} | document
@@ -201,7 +246,11 @@ def _key(request: MapRequest, model: LoadedModel) -> str:
         {name: getattr(request, name) for name in _DECISIVE},
         [model.digest, model.adapter_digest],
     ]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+    return _digest(told)
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _state(path: str) -> tuple[str, int, int]:

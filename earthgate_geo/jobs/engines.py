@@ -1,5 +1,6 @@
 """What maps, kept from one scene to the next: the model, its converted network, a cluster."""
 
+import threading
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -9,24 +10,34 @@ import psutil
 import torch
 
 from earthgate_geo import model_file
-from earthgate_geo.mapping.runtime import RuntimeOptions, open_runtime
+from earthgate_geo.mapping.runtime import Runtime, RuntimeOptions, open_runtime
 from earthgate_geo.mapping.scene import Engine, LocalEngine
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.grid import Size
 from earthgate_geo.request import MapRequest
 
+_OF_A_CLUSTER = (
+    *("model", "model_folder", "runtime", "precision", "device", "cache"),
+    *("scheduler", "workers", "memory"),
+)
+"""What of a request decides how its cluster works."""
+
 _LEAST_BYTES = 1_000_000_000
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Engines:
-    """Loads, converts and starts what requests ask for, each once as long as they ask the same."""
+    """Loads, converts and starts what requests ask for, each once as long as they ask the same.
+
+    ``model`` and the engine of a cluster may be asked for from several threads.
+    """
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
+        self._stack, self._lock = ExitStack(), threading.Lock()
         self._model: tuple[object, LoadedModel] | None = None
-        self._engine: tuple[object, Engine] | None = None
+        self._runtime: tuple[object, Runtime] | None = None
+        self._cluster: tuple[object, Engine] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,10 +57,11 @@ class Engines:
             InputError, ModelFileError: As ``model_file.load_model``.
         """
         key = (request.model, request.model_folders)
-        if self._model is None or self._model[0] != key:
-            loaded = model_file.load_model(request.model, folders=request.model_folders)
-            self._model = (key, loaded)
-        return self._model[1]
+        with self._lock:
+            if self._model is None or self._model[0] != key:
+                loaded = model_file.load_model(request.model, folders=request.model_folders)
+                self._model = (key, loaded)
+            return self._model[1]
 
     def engine(
         self,
@@ -64,24 +76,35 @@ class Engines:
         Raises:
             EarthgateError: The runtime or the cluster cannot be had.
         """
+        if request.engine == "local":
+            return self.local(request, model, network, device)
+        digests = (model.digest, model.adapter_digest)
+        key = (digests, network, *(getattr(request, name) for name in _OF_A_CLUSTER))
+        with self._lock:
+            if self._cluster is None or self._cluster[0] != key:
+                self._stack.close()
+                cluster = self._stack.enter_context(_on_dask(request, digests, network, monitor))
+                self._cluster = (key, cluster)
+            return self._cluster[1]
+
+    def local(
+        self, request: MapRequest, model: LoadedModel, network: Size, device: torch.device
+    ) -> LocalEngine:
+        """Return what maps in this process, whatever the request's engine.
+
+        Raises:
+            EarthgateError: The runtime cannot be had.
+        """
         options = RuntimeOptions(
             runtime=request.runtime,
             precision=request.precision,
             device=device,
             cache=request.cache,
         )
-        cluster = (request.engine, request.scheduler, request.workers)
-        digests = (model.digest, model.adapter_digest)
-        key = (digests, network, options, memory_bytes(request), cluster)
-        if self._engine is None or self._engine[0] != key:
-            self._stack.close()
-            if request.engine == "dask":
-                engine = self._stack.enter_context(_on_dask(request, digests, network, monitor))
-            else:
-                runtime = open_runtime(model, network, options)
-                engine = LocalEngine(runtime, memory_bytes=memory_bytes(request))
-            self._engine = (key, engine)
-        return self._engine[1]
+        key = (model.digest, model.adapter_digest, network, options)
+        if self._runtime is None or self._runtime[0] != key:
+            self._runtime = (key, open_runtime(model, network, options))
+        return LocalEngine(self._runtime[1], memory_bytes=memory_bytes(request))
 
 
 def _on_dask(

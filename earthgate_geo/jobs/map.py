@@ -1,12 +1,9 @@
 """Mapping, from paths to files and a result document."""
 
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from earthgate_geo.errors import CancelledError, InputError
 from earthgate_geo.jobs import documents
@@ -87,17 +84,20 @@ def plan(request: MapRequest, monitor: Monitor, *, engines: Engines | None = Non
         prepared(request, monitor, engines=at_hand) as job,
     ):
         outputs = request.outputs()
-        needed = MapEstimate(tiles=0, memory_bytes=0, disk_bytes=0)
+        needed, tile_seconds = MapEstimate(tiles=0, memory_bytes=0, disk_bytes=0), 0.0
         if "map" in outputs:
             layers = _map_outputs(request, outputs, tags={}, strips=None)
             needed = estimate(job.task, layers, memory_bytes=memory_bytes(request))
+            size = job.plan.network
+            engine = at_hand.local(request, job.model, size, job.device)
+            tile_seconds = engine.tile_seconds((len(job.bands), size.rows, size.cols))
         folder = next(iter(outputs.values())).parent
         return documents.about(job, job.model, request) | {
             "tiles": needed.tiles,
             "memory_mb": round((_LIBRARIES_BYTES + needed.memory_bytes) / 1e6),
             "disk_mb": round(needed.disk_bytes / 1e6),
             "disk_free_mb": round(shutil.disk_usage(folder).free / 1e6),
-            "seconds": _training_seconds(request) + needed.tiles * _tile_seconds(job),
+            "seconds": _training_seconds(request) + needed.tiles * tile_seconds,
         }
 
 
@@ -128,7 +128,6 @@ def mapped(
     strips = None if isinstance(request, AdaptRequest) else built["map"].parent / STRIPS
     tags = documents.tags(job, model, request, engine.about)
     outputs = _map_outputs(request, built, tags=tags, strips=strips)
-    _check_disk(job, request, outputs)
     result = map_scene(engine, job.task, outputs, monitor=monitor)
     document = documents.about(job, model, request) | {
         **engine.about,
@@ -170,25 +169,21 @@ def _training_seconds(request: MapRequest) -> float:
     return _TRAINING_S * (request.steps or DEFAULT_STEPS) / DEFAULT_STEPS
 
 
-def _tile_seconds(job: Job) -> float:
-    """Measure the network, as torch runs it, on one grey tile."""
-    network, size = job.model.segmenter.to(job.device), job.plan.network
-    tile = torch.full((1, len(job.bands), size.rows, size.cols), 0.5, device=job.device)
-    started = time.perf_counter()
-    with torch.inference_mode():
-        network(tile).sum().item()
-    return time.perf_counter() - started
-
-
-def _check_disk(job: Job, request: MapRequest, outputs: MapOutputs) -> None:
-    """Refuse a map that might not find room on the disk.
+def refuse_early(
+    job: Job, request: MapRequest, built: Paths, monitor: Monitor, *, engines: Engines
+) -> None:
+    """Refuse, before a training, what could only be refused after it otherwise.
 
     Raises:
-        StorageError: As the sentence says.
+        InputError: The memory does not suffice, or the runtime cannot be had.
+        StorageError: The disk might not have room.
     """
+    outputs = _map_outputs(request, built, tags={}, strips=None)
     needed = estimate(job.task, outputs, memory_bytes=memory_bytes(request)).disk_bytes
     if shutil.disk_usage(outputs.map.parent).free < needed:
         raise storage_error(outputs.map, needed)
+    if (request.runtime, request.precision, request.engine) != ("auto", "auto", "local"):
+        engines.engine(request, job.model, job.plan.network, job.device, monitor)
 
 
 def _map_outputs(

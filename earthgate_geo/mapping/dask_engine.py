@@ -20,7 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from earthgate_geo import __version__
-from earthgate_geo.errors import EarthgateError, EngineError, InputError, MissingDependencyError
+from earthgate_geo.errors import (
+    EarthgateError,
+    EngineError,
+    InputError,
+    LostEngineError,
+    MissingDependencyError,
+)
 from earthgate_geo.mapping.cluster_worker import (
     TILES,
     ClusterNetwork,
@@ -290,8 +296,8 @@ def _count(client: Client) -> int:
         raise _lost() from error
 
 
-def _lost() -> EngineError:
-    return EngineError(found="the Dask scheduler is lost", fix=f"Start it again, then {_AGAIN}")
+def _lost() -> LostEngineError:
+    return LostEngineError(found="the Dask scheduler is lost", fix=f"Start it again, then {_AGAIN}")
 
 
 def _connected(scheduler: str | None, workers: int, stack: ExitStack) -> Client:
@@ -315,7 +321,7 @@ def _connected(scheduler: str | None, workers: int, stack: ExitStack) -> Client:
             found=f"--scheduler {scheduler}", expected="an address like tcp://host:8786"
         ) from error
     except OSError as error:
-        raise EngineError(
+        raise LostEngineError(
             found=f"no Dask scheduler answers at {scheduler}",
             fix="Start one there with 'dask scheduler', or let --workers start processes here",
         ) from error

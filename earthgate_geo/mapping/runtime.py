@@ -171,8 +171,8 @@ def open_runtime(model: LoadedModel, network: Size, options: RuntimeOptions) -> 
     """Make a model ready to run on images of one size.
 
     Under ``auto`` a network that OpenVINO cannot run on the CPU runs in torch, with a warning.
-    Memory: beside the model, its weights once more for OpenVINO, and what its layers hand on for
-    each thread, some 20 to 60 MB for 512 px; twice the weights while they are converted.
+    Memory: beside the model, its weights once more for OpenVINO, and for each thread what the
+    layers hand on, 40 to 80 MB for 512 px; some 150 MB and the weights again to convert them.
 
     Args:
         model: Moved to the device where torch runs it.

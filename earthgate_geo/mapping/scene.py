@@ -1,30 +1,32 @@
 """One scene to its map: cells, then layers, all of them or none."""
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
 import rasterio
+import torch
 
-from earthgate_geo.errors import DataError, InputError, ModelFileError
+from earthgate_geo.errors import DataError, InputError
 from earthgate_geo.mapping.layout import Layout
 from earthgate_geo.mapping.runtime import Runtime
 from earthgate_geo.mapping.stream import STRIPS_BEHIND, TILES_AHEAD, MapTask, map_piece
-from earthgate_geo.mapping.strips import StripFolder
+from earthgate_geo.mapping.strips import StripFolder, open_strips
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.classes import FULL_SCALE, ClassTable
 from earthgate_geo.raster.cog import BLOCK_PX, Layer, LayerWriter
-from earthgate_geo.raster.destination import Destination
+from earthgate_geo.raster.destination import Destination, storage_error
 
 PANEL_BYTES = 256_000_000
 """Most memory in which tiles are blended: wider panels save nothing that can be measured."""
 
-_DISK_SHARE = 3.6
-"""Most bytes a layer takes per pixel while its COG is built next to its cells and rows."""
+_FINISHING = 2.6
+"""Most bytes a layer takes per pixel while its COG is built next to its rows, beside its cells."""
 
 
 class Engine(Protocol):
@@ -54,6 +56,16 @@ class LocalEngine:
         """``runtime``, ``precision`` and ``batch``."""
         runtime = self._runtime
         return {"runtime": runtime.name, "precision": runtime.precision, "batch": runtime.batch}
+
+    def tile_seconds(self, image: tuple[int, int, int]) -> float:
+        """Measure what the network takes for a tile, on grey ones of (band, row, col)."""
+        runtime = self._runtime
+        grey = torch.full((runtime.batch, *image), 0.5)
+        runtime.start(grey)()  # the first one prepares
+        started = perf_counter()
+        for result in [runtime.start(grey) for _ in range(runtime.depth)]:
+            result().sum().item()
+        return (perf_counter() - started) / (runtime.depth * runtime.batch)
 
     def fill(self, task: MapTask, strips: StripFolder, monitor: Monitor) -> Mapping[str, float]:
         """Finish all cells that are missing, panel by panel.
@@ -201,8 +213,8 @@ def map_scene(engine: Engine, task: MapTask, outputs: MapOutputs, *, monitor: Mo
             ).scratch
             for role, layer in layers.items()
         }
-        folder = outputs.strips or places["map"] / "strips"
-        strips = StripFolder(folder, Layout(task.tiling), planes=task.planes)
+        strips = _opened(engine, task, outputs, outputs.strips or places["map"] / "strips")
+        stack.enter_context(_kept(strips))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=task.cache_bytes))
         spent = _filled(engine, task, outputs, strips, monitor)
         finishing = perf_counter()
@@ -231,21 +243,57 @@ def _wanted(task: MapTask, outputs: MapOutputs) -> MapTask:
     return replace(task, confidence=bool(outputs.confidence), probs=bool(outputs.probs))
 
 
+def _opened(engine: Engine, task: MapTask, outputs: MapOutputs, root: Path) -> StripFolder:
+    """Open the cells of a map."""
+    plan = task.plan
+    facts = {
+        "scene": task.scene.digest(),
+        "model": outputs.tags.get("EARTHGATE_MODEL"),
+        "adapter": outputs.tags.get("EARTHGATE_ADAPTER"),
+        "earthgate": outputs.tags.get("EARTHGATE_VERSION"),
+        "layers": list(outputs.layers(task.classes)),
+        "area": task.area and task.area.digest,
+        "bands": list(task.bands),
+        # Not the batch: what fits into a graphics card may be another one next time.
+        **{key: engine.about[key] for key in ("runtime", "precision")},
+        "tiles": [*astuple(plan.tile), *astuple(plan.stride), *astuple(plan.network)],
+        "radiometry": [task.radiometry.low, task.radiometry.high],
+    }
+    return open_strips(
+        root,
+        Layout(task.tiling),
+        planes=task.planes,
+        facts={name: str(value) for name, value in facts.items() if value is not None},
+        resume=outputs.resume,
+    )
+
+
 def _filled(
     engine: Engine, task: MapTask, outputs: MapOutputs, strips: StripFolder, monitor: Monitor
 ) -> dict[str, float]:
-    """Finish all cells; those of a run that fails stay, except where its input was bad."""
-    facts = {key.removeprefix("EARTHGATE_").lower(): text for key, text in outputs.tags.items()}
-    layers = ", ".join(outputs.layers(task.classes))
-    strips.begin(facts | {"scene": task.scene.digest(), "layers": layers}, resume=outputs.resume)
-    todo = strips.missing()
-    if (have := len(strips.layout.cells()) - len(todo)) > 0:
-        monitor.log(f"going on: {have} of {have + len(todo)} parts of the map are finished")
+    """Finish all cells.
+
+    Raises:
+        StorageError: The disk might not have room for all that is left to do.
+    """
+    cells, todo = strips.layout.cells(), strips.missing()
+    needed = strips.raw_bytes(todo) + round(strips.raw_bytes(cells) * _FINISHING)
+    if shutil.disk_usage(strips.folder).free < needed:
+        raise storage_error(outputs.map, needed)
+    if len(todo) < len(cells):
+        monitor.log(
+            f"going on: {len(cells) - len(todo)} of {len(cells)} parts of the map are finished"
+        )
+    return dict(engine.fill(task, strips, monitor)) if todo else _nothing(monitor)
+
+
+@contextmanager
+def _kept(strips: StripFolder) -> Iterator[None]:
+    """Remove the cells of a run that fails where there is none, or the scene is bad."""
     try:
-        return dict(engine.fill(task, strips, monitor)) if todo else _nothing(monitor)
+        yield
     except BaseException as error:
-        bad_input = isinstance(error, InputError | DataError | ModelFileError)
-        if bad_input or strips.missing() == strips.layout.cells():
+        if isinstance(error, DataError) or strips.missing() == strips.layout.cells():
             strips.clear()
         raise
 
@@ -288,9 +336,10 @@ def panel_units(layout: Layout, task: MapTask, memory_bytes: int) -> int:
     least_bytes = unit_bytes + _tiles_bytes(task)
     if least_bytes > memory_bytes:
         raise InputError(
-            found=f"--memory {memory_bytes / 1e9:.2g} GB for {len(task.classes)} classes and tiles "
-            f"of {tile.rows} x {tile.cols} px",
+            found=f"{memory_bytes / 1e9:.2g} GB of memory for {len(task.classes)} classes and "
+            f"tiles of {tile.rows} x {tile.cols} px",
             expected=f"{least_bytes / 1e9 + 0.05:.1f} GB or more",
+            fix="Allow it with --memory, or map a coarser scene",
         )
     budget = min(PANEL_BYTES, memory_bytes - _tiles_bytes(task))
     return max(1, min(layout.units, budget // unit_bytes))
@@ -299,9 +348,11 @@ def panel_units(layout: Layout, task: MapTask, memory_bytes: int) -> int:
 def _tiles_bytes(task: MapTask) -> int:
     """Bound what tiles take on their way through the network."""
     tile, network, bands = task.plan.tile, task.plan.network, len(task.bands)
-    read = tile.rows * tile.cols * (4 * bands + 1) * 2 + network.rows * network.cols * 4 * bands
-    blended = tile.rows * tile.cols * 4 * len(task.classes) * 3
-    return (TILES_AHEAD + 2) * read + blended
+    tile_px = tile.rows * tile.cols
+    being_read = tile_px * (8 * bands + 4)
+    waiting = (TILES_AHEAD + 4) * (network.rows * network.cols * 4 * bands + tile_px)
+    blended = tile_px * 4 * len(task.classes) * 3
+    return being_read + waiting + blended
 
 
 def estimate(task: MapTask, outputs: MapOutputs, *, memory_bytes: int) -> MapEstimate:
@@ -316,9 +367,9 @@ def estimate(task: MapTask, outputs: MapOutputs, *, memory_bytes: int) -> MapEst
     rows = min(task.plan.tile.rows, size.rows)
     panel_cols = min(size.cols, math.ceil(size.cols * units / layout.units))
     blended = panel_cols * rows * (4 * len(task.classes) + 1 + task.planes * (2 + STRIPS_BEHIND))
-    written = 3 * BLOCK_PX * size.cols * task.planes
+    written = (2 * BLOCK_PX + max(BLOCK_PX, task.plan.stride.rows)) * size.cols * task.planes
     return MapEstimate(
         tiles=len(task.tiling),
         memory_bytes=max(blended + _tiles_bytes(task), written) + task.cache_bytes,
-        disk_bytes=round(size.rows * size.cols * task.planes * _DISK_SHARE),
+        disk_bytes=round(size.rows * size.cols * task.planes * (1 + _FINISHING)),
     )

@@ -29,6 +29,8 @@ from earthgate_geo.raster.read import Radiometry, Scene
 TILES_AHEAD = 4
 """Tiles that are read while the network works, on top of those of its next call."""
 
+_MOST_CACHE_BYTES = 1_000_000_000
+
 STRIPS_BEHIND = 1
 """Finished cells that may wait to be written."""
 
@@ -68,8 +70,8 @@ class MapTask:
 
     @property
     def cache_bytes(self) -> int:
-        """Return what GDAL's cache needs so that each block of the scene is decoded once."""
-        return max(CACHE_BYTES, self.scene.strip_bytes(self.plan.tile.rows))
+        """Return what GDAL's cache may take: each block should be decoded once."""
+        return min(_MOST_CACHE_BYTES, max(CACHE_BYTES, self.scene.strip_bytes(self.plan.tile.rows)))
 
     @property
     def planes(self) -> int:
@@ -236,11 +238,13 @@ class _Reader:
         if self._dataset is None:
             self._dataset = SceneDataset(self._task.scene.reopened(), bands=self._task.bands)
         sample = self._dataset[self._dataset.query(window)]
+        wanted = sample["valid"].numpy()
         if self._task.area is not None:
-            sample["valid"] &= torch.from_numpy(self._task.area.read(window))
-        if not sample["valid"].numpy().any():
+            wanted = wanted & self._task.area.read(window)
+        if not wanted.any():
             return sample | {"image": None}
-        return self._prepare(sample)
+        # The network sees what is around the area, too.
+        return self._prepare(sample) | {"valid": torch.from_numpy(wanted)}
 
     def close(self) -> None:
         if self._dataset is not None:

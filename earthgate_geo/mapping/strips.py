@@ -1,11 +1,13 @@
 """Finished parts of a map on disk: what a killed run leaves to the next."""
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,44 +30,13 @@ class StripFolder:
     write at once. Memory: one cell; ``read`` a band over the whole width.
 
     Args:
-        folder: Where the files are; made by ``begin``.
+        folder: Where the files are, as ``open_strips`` makes it.
         layout: The cells.
         planes: Bands of all layers together.
     """
 
     def __init__(self, folder: Path, layout: Layout, *, planes: int) -> None:
         self.folder, self.layout, self.planes = folder, layout, planes
-
-    def begin(self, facts: Mapping[str, str], *, resume: bool) -> None:
-        """Go on with what an earlier run finished, or start anew.
-
-        Args:
-            facts: What decides the map, by a name that the user can read.
-            resume: Whether to go on; otherwise what is there is removed.
-
-        Raises:
-            OutputError: What is there is of another map.
-            StorageError: The folder cannot be written.
-        """
-        state = self.folder / _STATE
-        if not resume or not state.is_file():
-            self.clear()
-        else:
-            before = json.loads(state.read_text(encoding="utf-8"))
-            for name, value in facts.items():
-                if before.get(name) != value:
-                    raise OutputError(
-                        found=f"an unfinished map here with {name} {before.get(name)}",
-                        expected=value,
-                        fix="Pass --no-resume to discard it, or give another --dst",
-                    )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.part"):
-                left.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(self.folder, 0) from error
-        self._keep(_STATE, json.dumps(dict(facts)).encode())
 
     def missing(self) -> set[Cell]:
         """Return the cells that are not finished."""
@@ -83,7 +54,7 @@ class StripFolder:
             cols = self.layout.cols(range(unit, unit + 1))
             cell = np.ascontiguousarray(rows[..., cols.start - first : cols.stop - first])
             # Level 1: three times as fast as level 2 on confidences, and hardly larger.
-            self._keep(_name((band, unit)), zlib.compress(cell.data, 1))
+            self.keep(_name((band, unit)), zlib.compress(cell.data, 1))
 
     def read(self, band: int) -> Planes:
         """Return a finished band over the whole width, of shape (plane, row, col).
@@ -91,11 +62,25 @@ class StripFolder:
         Raises:
             StorageError: A cell is damaged; it is removed, and so mapped anew by the next run.
         """
-        return np.concatenate([self._read((band, u)) for u in range(self.layout.units)], axis=2)
+        rows, cols = self.layout.rows(band), self.layout.tiling.raster.cols
+        planes = np.empty((self.planes, rows.stop - rows.start, cols), np.uint8)
+        for unit in range(self.layout.units):
+            planes[..., self.layout.cols(range(unit, unit + 1))] = self._read((band, unit))
+        return planes
+
+    def raw_bytes(self, cells: Collection[Cell]) -> int:
+        """Return what cells take on the disk at most."""
+        pixels = 0
+        for band, unit in cells:
+            rows, cols = self.layout.rows(band), self.layout.cols(range(unit, unit + 1))
+            pixels += (rows.stop - rows.start) * (cols.stop - cols.start)
+        return pixels * self.planes
 
     def clear(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # cells of another map may be beside it
+            self.folder.parent.rmdir()
 
     def _read(self, cell: Cell) -> Planes:
         rows, cols = self.layout.rows(cell[0]), self.layout.cols(range(cell[1], cell[1] + 1))
@@ -112,7 +97,12 @@ class StripFolder:
                 fix="Run the same command again: this part is mapped anew",
             ) from error
 
-    def _keep(self, name: str, content: bytes) -> None:
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a file of the folder, whole or not at all.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
         part = self.folder / f"{name}.{uuid.uuid4().hex}.part"
         try:
             with part.open("wb") as file:
@@ -122,8 +112,53 @@ class StripFolder:
             part.replace(self.folder / name)
         except OSError as error:
             part.unlink(missing_ok=True)
-            left = self.planes * self.layout.tiling.raster.rows * self.layout.tiling.raster.cols
-            raise storage_error(self.folder, left) from error
+            raise storage_error(self.folder, self.raw_bytes(self.missing())) from error
+
+
+def open_strips(
+    root: Path, layout: Layout, *, planes: int, facts: Mapping[str, str], resume: bool
+) -> StripFolder:
+    """Go on with what an earlier run finished of a map, or start it anew.
+
+    The cells lie in a folder that is named by what decides them: those of another map, which a
+    program may hold open or a lost worker may still write, are never taken for theirs.
+
+    Args:
+        root: Folder of the cells of one output.
+        layout: The cells.
+        planes: Bands of all layers together.
+        facts: What decides the map, by a name that the user can read.
+        resume: Whether to go on; otherwise what is there is removed.
+
+    Raises:
+        OutputError: What is there is of another map.
+        StorageError: The folder cannot be written.
+    """
+    about = json.dumps(dict(facts), sort_keys=True)
+    folder = root / hashlib.sha256(about.encode()).hexdigest()[:16]
+    strips = StripFolder(folder, layout, planes=planes)
+    if not resume:
+        shutil.rmtree(root, ignore_errors=True)
+    for state in root.glob(f"*/{_STATE}"):
+        if state.parent != folder:
+            raise _of_another(json.loads(state.read_text(encoding="utf-8")), facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.part"):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(folder, len(about)) from error
+    strips.keep(_STATE, about.encode())
+    return strips
+
+
+def _of_another(before: Mapping[str, str], facts: Mapping[str, str]) -> OutputError:
+    name = next(n for n in [*facts, *before] if before.get(n) != facts.get(n))
+    return OutputError(
+        found=f"an unfinished map here with {name} {before.get(name, 'none')}",
+        expected=facts.get(name, "none"),
+        fix="Pass --no-resume to discard it, or give another --dst",
+    )
 
 
 def _name(cell: Cell) -> str:

@@ -104,9 +104,9 @@ class Destination:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._empty(but=(self._keep, _PUBLISHING) if error and self._keep else (_PUBLISHING,))
-        if error is None or not self._keep:
-            (self.scratch / _PUBLISHING).unlink(missing_ok=True)  # last: the run is over
+        self._empty(but=(self._keep, _PUBLISHING) if error else (_PUBLISHING,))
+        # Last, as the run is over with it; only one that is killed leaves it.
+        (self.scratch / _PUBLISHING).unlink(missing_ok=True)
         self._lock.release()
         with suppress(OSError):  # kept files, or a run that waited for the lock, may be in here
             Path(self._lock.lock_file).unlink(missing_ok=True)

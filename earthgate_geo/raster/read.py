@@ -253,12 +253,17 @@ class Scene:
         return pixels
 
     def digest(self) -> str:
-        """Return a hex digest of the file's size, time, grid and type: cheap, not its content."""
+        """Return a hex digest of the files' sizes and times, of grid, type and options.
+
+        All files count that GDAL reads, such as masks and what a VRT names; cheap, not their
+        content.
+        """
         facts: list[object] = [self.grid.size, tuple(self.grid.transform), self.grid.crs.to_wkt()]
-        facts += [self.count, self.dtype]
-        if Path(self.path).exists():
-            stat = Path(self.path).stat()
-            facts += [stat.st_size, stat.st_mtime_ns]
+        facts += [self.count, self.dtype, self._options]
+        for path in sorted(self._source.files):
+            if Path(path).exists():
+                stat = Path(path).stat()
+                facts += [Path(path).name, stat.st_size, stat.st_mtime_ns]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _read(self, window: Window, bands: Sequence[int], size: Size) -> Pixels:

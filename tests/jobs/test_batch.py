@@ -279,3 +279,21 @@ def test_a_plan_counts_what_is_left_and_writes_nothing(place, scenes) -> None:
     assert planned["seconds"] > 0
     again = earthgate_geo.plan_batch(BROKEN, SILENT)
     assert (again["tiles"], again["disk_mb"], again["memory_mb"]) == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_cluster_maps_scenes_together_and_makes_the_same_maps(scenes) -> None:
+    earthgate_geo.run_batch(BATCH, SILENT)
+    each = replace(EACH, engine="dask", workers=2)
+    there = replace(BROKEN, out_dir=Path("there"), each=each)
+
+    document = earthgate_geo.run_batch(there, SILENT)
+
+    assert states(document) == [
+        ("a.tif", "done", False),
+        ("text.tif", "failed", False),
+        ("b.tif", "done", False),
+    ]
+    for name in ("a_map.tif", "b_map.tif"):
+        assert (Path("there") / name).read_bytes() == (OUT / name).read_bytes()
+    assert not (Path("there") / ".manifest.jsonl.earthgate").exists()

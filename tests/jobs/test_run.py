@@ -132,9 +132,7 @@ def test_polygons_have_confidence_though_no_confidence_layer_stays(place) -> Non
 
 def test_behind_a_closed_gate_the_map_is_the_source_models_byte_for_byte(place) -> None:
     document = earthgate_geo.run_adapt(CLOSED, SILENT)
-    earthgate_geo.run_map(
-        MapRequest(src="scene.tif", dst=Path("source.tif"), model="closed.safetensors"), SILENT
-    )
+    earthgate_geo.run_map(replace(EVERY, dst=Path("source.tif"), vector=None, probs=False), SILENT)
 
     header = read_header("scene.adapter.safetensors")
     assert document["decision"] == "gate-closed"
@@ -149,7 +147,8 @@ def test_behind_a_closed_gate_the_map_is_the_source_models_byte_for_byte(place) 
 
 def test_labels_open_the_gate_and_the_adapter_file_maps_the_same(place) -> None:
     document = earthgate_geo.run_adapt(OPEN, SILENT)
-    again = MapRequest(src="scene.tif", dst=Path("2.tif"), model="scene.adapter.safetensors")
+    model = "scene.adapter.safetensors"
+    again = replace(EVERY, dst=Path("2.tif"), model=model, vector=None, probs=False)
     earthgate_geo.run_map(again, SILENT)
 
     assert document["decision"] == "adapted"

@@ -300,7 +300,7 @@ def test_a_cancelled_run_takes_its_order_back_and_can_be_gone_on_with(
     with pytest.raises(CancelledError):
         mapped(two_workers, task, tmp_path / "map", Saboteur(cancel))
 
-    assert list((tmp_path / "map" / "strips").glob("*.order")) == []
+    assert list((tmp_path / "map" / "strips").rglob("*.order")) == []
     found = mapped(two_workers, task, tmp_path / "map")
     assert found == mapped(local_engine(model), task, tmp_path / "local")
 
@@ -327,7 +327,7 @@ def test_a_lost_scheduler_is_told_and_the_map_can_be_gone_on_with(
         "the Dask scheduler is lost. Start it again, then run the same command again: it goes on "
         "with what is finished."
     )
-    finished = list((folder / "strips").glob("*.cell"))
+    finished = list((folder / "strips").rglob("*.cell"))
     assert finished
     monitor = Recorder()
     found = mapped(local_engine(model), task, folder, monitor)

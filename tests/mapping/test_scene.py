@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 from affine import Affine
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, RasterSpec, write_raster
 from torch import Tensor
 from torch.nn import functional
 
+from earthgate_geo.data.area import Area
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.errors import (
     CancelledError,
@@ -31,7 +33,7 @@ from earthgate_geo.mapping.scene import (
 from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
-from earthgate_geo.raster.grid import Size
+from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import open_scene
 
 TABLE = ClassTable(
@@ -326,7 +328,7 @@ def test_progress_counts_tiles_then_layers(task: MapTask, tmp_path: Path) -> Non
 
 
 def cells_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "strips").glob("*.cell"))
+    return sorted(path.name for path in (folder / "strips").rglob("*.cell"))
 
 
 def kept_in(folder: Path, **choices: object) -> MapOutputs:
@@ -441,12 +443,44 @@ def test_the_cells_of_another_map_are_refused_and_left_alone(task: MapTask, tmp_
     map_scene(local(blurry), task, replace(other, resume=False), monitor=SilentMonitor())
 
 
+def test_the_cells_of_an_adapted_model_are_not_those_of_its_base(
+    task: MapTask, tmp_path: Path
+) -> None:
+    adapted = kept_in(tmp_path, tags={"EARTHGATE_MODEL": "abc", "EARTHGATE_ADAPTER": "sha256:123"})
+    with pytest.raises(MemoryError):
+        map_scene(local(Failing(8, MemoryError())), task, adapted, monitor=SilentMonitor())
+
+    with pytest.raises(OutputError) as refused:
+        map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+
+    assert str(refused.value) == (
+        "an unfinished map here with adapter sha256:123; expected none. "
+        "Pass --no-resume to discard it, or give another --dst."
+    )
+
+
+def test_an_area_cuts_the_map_and_changes_nothing_inside(
+    task: MapTask, whole: list[bytes], tmp_path: Path
+) -> None:
+    area = Area(np.array([shapely.box(10, 20, 60, 70), shapely.box(80, 5, 95, 20)], object))
+
+    result = map_scene(
+        local(blurry), replace(task, area=area), outputs_in(tmp_path), monitor=SilentMonitor()
+    )
+
+    inside = area.read(Window(0, 0, task.scene.grid.size))
+    for cut in tmp_path.glob("map*.tif"):
+        with rasterio.open(cut) as layer, rasterio.open(tmp_path / "whole" / cut.name) as full:
+            assert np.array_equal(layer.read(), np.where(inside, full.read(), NODATA))
+    assert result.tiles < len(task.tiling)
+
+
 def test_a_damaged_cell_is_told_and_mapped_anew(
     task: MapTask, whole: list[bytes], tmp_path: Path
 ) -> None:
     with pytest.raises(CancelledError):
         map_scene(local(blurry), task, kept_in(tmp_path), monitor=Stopper("finish"))
-    cell = tmp_path / "strips" / cells_of(tmp_path)[1]
+    cell = next((tmp_path / "strips").rglob(cells_of(tmp_path)[1]))
     cell.write_bytes(cell.read_bytes()[:-9])
 
     with pytest.raises(StorageError) as damaged:
@@ -470,7 +504,8 @@ def test_too_little_memory_is_refused_with_what_suffices(task: MapTask, tmp_path
         )
 
     assert str(refused.value) == (
-        "--memory 0.0002 GB for 3 classes and tiles of 32 x 32 px; expected 0.1 GB or more."
+        "0.0002 GB of memory for 3 classes and tiles of 32 x 32 px; expected 0.1 GB or more. "
+        "Allow it with --memory, or map a coarser scene."
     )
 
 
