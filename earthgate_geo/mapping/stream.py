@@ -22,9 +22,8 @@ from earthgate_geo.mapping.layout import Piece
 from earthgate_geo.mapping.runtime import Runtime
 from earthgate_geo.mapping.strips import StripFolder
 from earthgate_geo.raster.classes import FULL_SCALE, NODATA, ClassTable
-from earthgate_geo.raster.cog import CACHE_BYTES
 from earthgate_geo.raster.grid import Tiling, Window
-from earthgate_geo.raster.read import Radiometry, Scene
+from earthgate_geo.raster.read import CACHE_BYTES, Radiometry, Scene
 
 TILES_AHEAD = 4
 """Tiles that are read while the network works, on top of those of its next call."""

@@ -24,13 +24,12 @@ from earthgate_geo.errors import DataError, InputError, StorageError
 from earthgate_geo.raster.classes import NODATA, ClassTable, aux_xml, qml
 from earthgate_geo.raster.destination import publish, sidecars, storage_error
 from earthgate_geo.raster.grid import Grid
+from earthgate_geo.raster.read import CACHE_BYTES
 
 CLASSES_TAG = "EARTHGATE_CLASSES"
 """Dataset tag that holds the class table of a map."""
 
 BLOCK_PX = 512
-CACHE_BYTES = 128 * 1024 * 1024
-"""Bound of GDAL's block cache while writing."""
 
 _CREATION = {
     "BIGTIFF": ("YES", "NO", "IF_NEEDED", "IF_SAFER"),

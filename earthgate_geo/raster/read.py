@@ -23,6 +23,9 @@ from earthgate_geo.raster.bands import ALPHA, band_meanings, choose_bands
 from earthgate_geo.raster.georeference import read_grid
 from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
 
+CACHE_BYTES = 128 * 1024 * 1024
+"""Usual bound of GDAL's block cache."""
+
 COARSE_PX = 1024
 """Longest side of the decimated read that statistics and estimates come from."""
 
@@ -92,13 +95,9 @@ def open_scene(path: str | Path, options: SceneOptions | None = None) -> "Scene"
         InputError: There is no such file, or an option does not fit it.
         DataError: The file is not a raster, or one whose pixels cannot be placed or used.
     """
-    with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
-        source = _open(str(path))
-        try:
-            return Scene(source, str(path), options or SceneOptions())
-        except BaseException:
-            source.close()
-            raise
+    # GDAL's own bound is a share of the machine's memory, which a look at the whole scene fills.
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        return _scene(str(path), options or SceneOptions())
 
 
 class Scene:
@@ -148,7 +147,8 @@ class Scene:
 
     def reopened(self) -> "Scene":
         """Open the same file once more, e.g. for another thread."""
-        return open_scene(self.path, self._options)
+        with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
+            return _scene(self.path, self._options)
 
     def strip_bytes(self, rows: int) -> int:
         """Return what GDAL decodes at least for that many rows, however few columns are read.
@@ -330,6 +330,15 @@ class Scene:
             expected="pixels that are neither nodata, masked, transparent nor NaN",
             fix="Check its nodata value with gdalinfo; --nodata gives another",
         )
+
+
+def _scene(path: str, options: SceneOptions) -> Scene:
+    source = _open(path)
+    try:
+        return Scene(source, path, options)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _open(path: str) -> DatasetReader:
