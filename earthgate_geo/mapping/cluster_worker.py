@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import rasterio
 import torch
 
 from earthgate_geo import __version__
@@ -143,8 +142,7 @@ def _mapped(order: Order, piece: Piece, number: int, worker: Worker) -> dict[str
         if scene.digest() != order.scene:
             raise _refused(f"finds another {scene.path}", "the same file on all machines")
         strips = StripFolder(order.file.parent, Layout(task.tiling), planes=task.planes)
-        with rasterio.Env(GDAL_CACHEMAX=task.cache_bytes):
-            return map_piece(runtime, task, piece, strips, told=told)
+        return map_piece(runtime, task, piece, strips, told=told)
 
 
 def _runtime(order: Order, worker: Worker) -> Runtime:

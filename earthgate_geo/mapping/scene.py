@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
-import rasterio
 import torch
 
 from earthgate_geo.errors import DataError, InputError
@@ -215,7 +214,6 @@ def map_scene(engine: Engine, task: MapTask, outputs: MapOutputs, *, monitor: Mo
         }
         strips = _opened(engine, task, outputs, outputs.strips or places["map"] / "strips")
         stack.enter_context(_kept(strips))
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=task.cache_bytes))
         spent = _filled(engine, task, outputs, strips, monitor)
         finishing = perf_counter()
         writers = {

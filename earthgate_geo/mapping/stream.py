@@ -235,7 +235,9 @@ class _Reader:
 
     def __call__(self, window: Window) -> Sample:
         if self._dataset is None:
-            self._dataset = SceneDataset(self._task.scene.reopened(), bands=self._task.bands)
+            scene = self._task.scene.reopened()
+            scene.cache_bytes = self._task.cache_bytes
+            self._dataset = SceneDataset(scene, bands=self._task.bands)
         sample = self._dataset[self._dataset.query(window)]
         wanted = sample["valid"].numpy()
         if self._task.area is not None:

@@ -95,9 +95,13 @@ def open_scene(path: str | Path, options: SceneOptions | None = None) -> "Scene"
         InputError: There is no such file, or an option does not fit it.
         DataError: The file is not a raster, or one whose pixels cannot be placed or used.
     """
-    # GDAL's own bound is a share of the machine's memory, which a look at the whole scene fills.
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-        return _scene(str(path), options or SceneOptions())
+    with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
+        source = _open(str(path))
+        try:
+            return Scene(source, str(path), options or SceneOptions())
+        except BaseException:
+            source.close()
+            raise
 
 
 class Scene:
@@ -129,6 +133,8 @@ class Scene:
         self._masked = not replaced and flags != {MaskFlags.all_valid}
         self._has_nan = dtype.kind == "f"
         self._coarse: dict[tuple[int, ...], Pixels] = {}
+        self.cache_bytes = CACHE_BYTES
+        """Bound of GDAL's block cache while this scene is read."""
 
     def __enter__(self) -> Self:
         return self
@@ -147,8 +153,7 @@ class Scene:
 
     def reopened(self) -> "Scene":
         """Open the same file once more, e.g. for another thread."""
-        with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
-            return _scene(self.path, self._options)
+        return open_scene(self.path, self._options)
 
     def strip_bytes(self, rows: int) -> int:
         """Return what GDAL decodes at least for that many rows, however few columns are read.
@@ -275,7 +280,8 @@ class Scene:
         valid = np.ones(shape, np.bool_)
         area = RasterioWindow(window.col, window.row, window.size.cols, window.size.rows)
         try:
-            with rasterio.Env():
+            # GDAL's own bound is a share of the machine's memory; one look at a scene fills it.
+            with rasterio.Env(GDAL_CACHEMAX=self.cache_bytes):
                 # rasterio reads bands of one type only at once.
                 step = 1 if len(set(self._source.dtypes)) > 1 else max(len(wanted), 1)
                 for first in range(0, len(wanted), step):
@@ -330,15 +336,6 @@ class Scene:
             expected="pixels that are neither nodata, masked, transparent nor NaN",
             fix="Check its nodata value with gdalinfo; --nodata gives another",
         )
-
-
-def _scene(path: str, options: SceneOptions) -> Scene:
-    source = _open(path)
-    try:
-        return Scene(source, path, options)
-    except BaseException:
-        source.close()
-        raise
 
 
 def _open(path: str) -> DatasetReader:
