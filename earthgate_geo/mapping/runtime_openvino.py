@@ -34,6 +34,13 @@ except ImportError as error:
         fix="Install earthgate-geo again in a fresh virtual environment, or add --runtime torch",
     ) from error
 
+_CORE = openvino.Core()
+"""The only one, for the whole process.
+
+With the CPU plugin's, a core replaces its thread's alternate signal stack, and puts back the one
+before when it goes. Of two that overlap the second puts back what the first had freed: the next
+signal kills the process.
+"""
 _HINTS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 _MOST_STREAMS = 16
 _KEPT = 8
@@ -60,7 +67,7 @@ class OpenVinoRuntime:
 
     def __init__(self, ir: openvino.Model, *, precision: str, threads: int) -> None:
         streams = min(threads, _MOST_STREAMS)
-        self._compiled = openvino.Core().compile_model(
+        self._compiled = _CORE.compile_model(
             ir,
             "CPU",
             {
@@ -129,12 +136,11 @@ def try_out() -> str:
 
 
 def _precision(wanted: str) -> str:
-    core = openvino.Core()
     if wanted == "auto":
         # OpenVINO's own choice is bf16 where the CPU multiplies in it, f16 or f32 elsewhere.
-        native = core.get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+        native = _CORE.get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16
         return "bf16" if native else "fp32"
-    if wanted == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if wanted == "bf16" and "BF16" not in _CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError(
             found="--precision bf16 on a CPU that does not compute in it",
             expected="fp32 or auto",
@@ -179,20 +185,6 @@ class _FixedPositions(TorchFunctionMode):
         return result
 
 
-def _of_its_own(ir: openvino.Model) -> openvino.Model:
-    """Return a converted network whose constants do not lie in arrays of Python any more.
-
-    Processes that converted several networks died now and then of a damaged heap; whether
-    OpenVINO lets go of such arrays without Python's lock is not proven.
-    """
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the files go
-    with TemporaryDirectory() as room:
-        path = Path(room) / _IR
-        openvino.save_model(ir, path, compress_to_fp16=False)
-        return core.read_model(path)
-
-
 def _check(
     runtime: OpenVinoRuntime, network: nn.Module, shape: tuple[int, ...], *, name: str
 ) -> None:
@@ -229,7 +221,7 @@ class _Cache:
         with suppress(OSError, RuntimeError):
             if (self._place / _DIGEST).read_text(encoding="ascii") == _digest(self._place):
                 self._place.touch()  # its time says when it was last of use
-                return openvino.Core().read_model(self._place / _IR)
+                return _CORE.read_model(self._place / _IR)
         return None
 
     def write(self, ir: openvino.Model) -> None:

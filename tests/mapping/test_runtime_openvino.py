@@ -21,10 +21,6 @@ from earthgate_geo.raster.grid import Size
 from earthgate_geo.toolbox.attach import attach, fold
 from earthgate_geo.toolbox.base import Kind, ToolboxConfig
 
-# Twice, a whole run of all tests died of a segmentation fault as this file ended; the file alone
-# never did. Until the cause is found it has a process of its own.
-pytestmark = pytest.mark.openvino
-
 SIZE = Size(64, 96)
 FP32 = RuntimeOptions(runtime="openvino", precision="fp32")
 SMALL = {"depth": 4, "embed_dim": 64, "num_heads": 2}
@@ -234,3 +230,31 @@ def test_openvino_tells_nobody() -> None:
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert told.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "1"]
+
+
+SIGNAL_AFTER_TWO_NETWORKS = """
+import signal, sys
+from pathlib import Path
+from earthgate_geo.mapping.runtime import RuntimeOptions
+from earthgate_geo.mapping.runtime_openvino import open_openvino
+from earthgate_geo.model_file import load_model
+from earthgate_geo.raster.grid import Size
+
+options = RuntimeOptions(runtime="openvino", precision="fp32", cache=Path(sys.argv[2]))
+first, second = (open_openvino(load_model(sys.argv[1]), Size(64, 96), options) for _ in "ab")
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("alive"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_two_networks_finds_its_stack(kept: Path, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.safetensors")
+
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_TWO_NETWORKS, str(path), str(kept)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
