@@ -41,6 +41,10 @@ class BandError(InputError):
     """The bands of a scene cannot be given the meaning a model needs."""
 
 
+class OutsideAreaError(InputError):
+    """A scene lies outside the area that is to be mapped."""
+
+
 class ClassNameError(InputError):
     """Labels name a class that the model does not have."""
 

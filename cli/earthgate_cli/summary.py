@@ -54,6 +54,9 @@ def batch_lines(document: Document) -> Iterator[str]:
         f"mapped {len(done)} of {_counted(len(entries), 'scene')}{told}; "
         f"{_duration(document['seconds']['total'])} in all"
     )
+    outside = sum(entry["state"] == "outside" for entry in entries)
+    if outside:
+        yield f"passed over {_counted(outside, 'scene')} outside the area"
     failed = [entry for entry in entries if entry["state"] == "failed"]
     for entry in failed:
         yield f"failed {entry['src']}: {entry['error']}"

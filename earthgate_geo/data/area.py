@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from earthgate_geo.data.label_shapes import LabelShapes, read_polygons
 from earthgate_geo.data.labels import shapes_layer
-from earthgate_geo.errors import DataError, InputError
+from earthgate_geo.errors import DataError, InputError, OutsideAreaError
 from earthgate_geo.raster.classes import NODATA
 from earthgate_geo.raster.grid import Grid, Window
 
@@ -42,7 +42,8 @@ def open_area(path: str, grid: Grid) -> Area:
         grid: Grid of the scene.
 
     Raises:
-        InputError: There is no such file, or none of its polygons lies inside the scene.
+        InputError: There is no such file.
+        OutsideAreaError: None of its polygons lies inside the scene.
         MissingCrsError: The file has no CRS.
         DataError: The file cannot be read as polygons.
     """
@@ -55,7 +56,7 @@ def open_area(path: str, grid: Grid) -> Area:
     scene = shapely.box(0, 0, grid.size.cols, grid.size.rows)
     polygons = polygons[shapely.intersects(polygons, scene)]
     if not len(polygons):
-        raise InputError(
+        raise OutsideAreaError(
             found=f"{path} has no polygon inside the scene",
             expected="the area to map",
             fix="Look at both in QGIS; one of the files may name a wrong CRS",

@@ -14,6 +14,7 @@ from earthgate_geo.errors import (
     EarthgateError,
     LostEngineError,
     OutputError,
+    OutsideAreaError,
     StorageError,
 )
 from earthgate_geo.jobs.documents import Document
@@ -66,7 +67,8 @@ def run_batch(
     """Map many scenes; the same request again goes on where a run stopped.
 
     Scenes that are done are passed over as long as their outputs are there and scene, model and
-    options are the same; scenes that failed, too, unless ``retry_failed`` is set.
+    options are the same; scenes outside the area, too, and scenes that failed unless
+    ``retry_failed`` is set.
 
     Args:
         request: What is asked.
@@ -75,8 +77,9 @@ def run_batch(
 
     Returns:
         The result document of ``earthgate map --out-dir --json``: per scene in ``scenes`` the
-        result document of its map, ``src``, ``state`` (done or failed), ``error`` where it
-        failed, and ``earlier``, whether an earlier run did that; ``manifest`` and ``seconds``.
+        result document of its map, ``src``, ``state`` (done, outside or failed), ``error``
+        where it failed, and ``earlier``, whether an earlier run did that; ``manifest`` and
+        ``seconds``.
 
     Raises:
         EarthgateError: Nothing can be mapped: the request, the model or the folder is wrong, or
@@ -148,8 +151,8 @@ def plan_batch(request: BatchRequest, monitor: Monitor) -> Document:
     """Say what a batch would do and need; nothing is written.
 
     Returns:
-        ``scenes``, each with ``src`` and ``state`` (planned, done or failed) beside what ``plan``
-        says; of those planned ``tiles``, ``disk_mb`` and ``seconds`` in all, the most
+        ``scenes``, each with ``src`` and ``state`` (planned, done, outside or failed) beside what
+        ``plan`` says; of those planned ``tiles``, ``disk_mb`` and ``seconds`` in all, the most
         ``memory_mb`` and the least ``disk_free_mb``.
 
     Raises:
@@ -205,7 +208,7 @@ def _is_settled(state: str, request: MapRequest) -> bool:
         return False
     if state == "done":
         return all(path.exists() for path in request.outputs().values())
-    return state == "failed"
+    return state in {"failed", "outside"}
 
 
 def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
@@ -214,6 +217,8 @@ def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
         document = run_map(scene.request, monitor, engines=engines)
     except (CancelledError, LostEngineError, StorageError):
         raise  # the next scene would fare no better
+    except OutsideAreaError:
+        return _outside(scene, monitor)
     except Exception as error:  # noqa: BLE001  # whatever one scene is ill with, others are not
         return _failed(scene, error, monitor)
     return scene.about | {"state": "done"} | document
@@ -224,9 +229,16 @@ def _planned(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
         planned = plan(scene.request, monitor, engines=engines)
     except CancelledError:
         raise
+    except OutsideAreaError:
+        return _outside(scene, monitor)
     except EarthgateError as error:
         return _failed(scene, error, monitor)
     return scene.about | {"state": "planned"} | planned
+
+
+def _outside(scene: _Scene, monitor: Monitor) -> Document:
+    monitor.log(f"{scene.request.src} lies outside {scene.request.aoi}: there is nothing to map")
+    return scene.about | {"state": "outside"}
 
 
 def _failed(scene: _Scene, error: Exception, monitor: Monitor) -> Document:

@@ -212,7 +212,7 @@ class _Cache:
 
     def __init__(self, folder: Path, model: LoadedModel, shape: tuple[int, ...]) -> None:
         facts: list[Any] = [model.digest, model.adapter_digest, shape]
-        facts += [openvino.get_version(), __version__]
+        facts += [openvino.get_version(), torch.__version__, __version__]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._folder, self._place = folder, folder / f"{key}.openvino"
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from earthgate_geo.errors import DataError, InputError
+from earthgate_geo.errors import DataError, InputError, StorageError
 from earthgate_geo.mapping.layout import Layout
 from earthgate_geo.mapping.runtime import Runtime
 from earthgate_geo.mapping.stream import STRIPS_BEHIND, TILES_AHEAD, MapTask, map_piece
@@ -272,17 +272,27 @@ def _filled(
     """Finish all cells.
 
     Raises:
-        StorageError: The disk might not have room for all that is left to do.
+        StorageError: The disk might not have room for all that is left to do, or has none.
     """
     cells, todo = strips.layout.cells(), strips.missing()
-    needed = strips.raw_bytes(todo) + round(strips.raw_bytes(cells) * _FINISHING)
-    if shutil.disk_usage(strips.folder).free < needed:
-        raise storage_error(outputs.map, needed)
+    if shutil.disk_usage(strips.folder).free < _needed_bytes(strips):
+        raise storage_error(outputs.map, _needed_bytes(strips))
     if len(todo) < len(cells):
         monitor.log(
             f"going on: {len(cells) - len(todo)} of {len(cells)} parts of the map are finished"
         )
-    return dict(engine.fill(task, strips, monitor)) if todo else _nothing(monitor)
+    if not todo:
+        return _nothing(monitor)
+    try:
+        return dict(engine.fill(task, strips, monitor))
+    except StorageError as error:  # of a cell, wherever it was written
+        raise storage_error(outputs.map, _needed_bytes(strips)) from error
+
+
+def _needed_bytes(strips: StripFolder) -> int:
+    """Return what the disk must take until the map stands, at most."""
+    finishing = round(strips.raw_bytes(strips.layout.cells()) * _FINISHING)
+    return strips.raw_bytes(strips.missing()) + finishing
 
 
 @contextmanager

@@ -3,8 +3,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas as gpd
 import pytest
-from rasters import RasterSpec, write_raster
+import rasterio
+import shapely
+from affine import Affine
+from rasters import NORTH_UP, RasterSpec, write_raster
 from workplace import files
 
 import earthgate_geo
@@ -94,6 +98,20 @@ def test_a_scene_that_fails_does_not_stop_the_others_and_says_why(scenes) -> Non
     assert document["scenes"][1]["error"] == sentence
     assert diary.warnings == [f"text.tif failed: {sentence}"]
     assert diary.begun == ["scene 1 of 3: a.tif", "scene 2 of 3: text.tif", "scene 3 of 3: b.tif"]
+
+
+def test_scenes_outside_the_area_are_passed_over_and_did_not_fail(scenes) -> None:
+    write_raster(Path("far.tif"), RasterSpec(transform=Affine.translation(9000, 0) @ NORTH_UP))
+    with rasterio.open("a.tif") as scene:
+        bounds = gpd.GeoDataFrame(geometry=[shapely.box(*scene.bounds)], crs=scene.crs)
+    bounds.to_file("area.gpkg")
+    batch = replace(BATCH, srcs=("a.tif", "far.tif"), each=replace(EACH, aoi="area.gpkg"))
+
+    document = earthgate_geo.run_batch(batch, SILENT)
+    again = earthgate_geo.run_batch(batch, SILENT)
+
+    assert states(document) == [("a.tif", "done", False), ("far.tif", "outside", False)]
+    assert states(again) == [("a.tif", "done", True), ("far.tif", "outside", True)]
 
 
 def test_an_error_that_nobody_foresaw_fails_its_scene_alone(scenes) -> None:

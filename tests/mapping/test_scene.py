@@ -31,8 +31,10 @@ from earthgate_geo.mapping.scene import (
     map_scene,
 )
 from earthgate_geo.mapping.stream import MapTask
+from earthgate_geo.mapping.strips import StripFolder
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
+from earthgate_geo.raster.destination import storage_error
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import open_scene
 
@@ -491,6 +493,25 @@ def test_a_damaged_cell_is_told_and_mapped_anew(
         f"{cell} did not come back from the disk as it was written; expected a finished part of "
         "the map. Run the same command again: this part is mapped anew."
     )
+    assert bytes_in(tmp_path) == whole
+
+
+def test_a_disk_that_fills_up_is_told_of_the_map_and_gone_on_with(
+    task: MapTask, whole: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(strips: StripFolder, name: str, content: bytes) -> None:
+        if name.endswith(".cell") and cells_of(tmp_path):
+            raise storage_error(strips.folder, 0)
+        keep(strips, name, content)
+
+    keep = StripFolder.keep
+    monkeypatch.setattr(StripFolder, "keep", full)
+    with pytest.raises(StorageError) as refused:
+        map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+    monkeypatch.undo()
+    map_scene(local(blurry), task, kept_in(tmp_path), monitor=SilentMonitor())
+
+    assert refused.value.found == f"{tmp_path / 'map.tif'} could not be written"
     assert bytes_in(tmp_path) == whole
 
 

@@ -15,7 +15,9 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.data.synthetic import CLASSES
 from earthgate_geo.errors import InputError, MissingDependencyError
-from earthgate_geo.mapping.scene import MapOutputs, MapTask, map_scene
+from earthgate_geo.mapping.runtime import TorchRuntime
+from earthgate_geo.mapping.scene import LocalEngine, MapOutputs, map_scene
+from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.model_file import load_model, save_model
 from earthgate_geo.models.heads import HeadConfig, build_head
@@ -286,8 +288,8 @@ def test_a_model_with_this_head_maps_a_scene(tmp_path):
         classes=CLASSES,
     )
 
-    model = small_segmenter(head=SMALL)
-    result = map_scene(model, task, MapOutputs(map=tmp_path / "map.tif"), monitor=SilentMonitor())
+    engine = LocalEngine(TorchRuntime(small_segmenter(head=SMALL)), memory_bytes=10**9)
+    result = map_scene(engine, task, MapOutputs(map=tmp_path / "map.tif"), monitor=SilentMonitor())
 
     with rasterio.open(tmp_path / "map.tif") as layer:
         assert np.isin(layer.read(1), range(len(CLASSES))).all()
