@@ -7,22 +7,27 @@ if TYPE_CHECKING:
     from earthgate_geo.bench.check import check_settings
     from earthgate_geo.bench.run import run_bench
     from earthgate_geo.bench.settings import list_settings
+    from earthgate_geo.bench.summary import summarise_bench
     from earthgate_geo.doctor import diagnose
     from earthgate_geo.jobs.adapt import plan_adapt, run_adapt
     from earthgate_geo.jobs.batch import plan_batch, run_batch
+    from earthgate_geo.jobs.import_model import run_import
     from earthgate_geo.jobs.inventory import describe, list_models
     from earthgate_geo.jobs.map import plan, run_map
     from earthgate_geo.jobs.run import load_model, run_evaluate, run_vectorize
+    from earthgate_geo.jobs.styles import plan_styles, run_styles
     from earthgate_geo.jobs.train import plan_train, run_train
     from earthgate_geo.raster.read import open_scene
     from earthgate_geo.request import (
         AdaptRequest,
         BatchRequest,
         EvaluateRequest,
+        ImportRequest,
         MapRequest,
         VectorizeRequest,
         VectorOptions,
     )
+    from earthgate_geo.styles_request import StylesRequest
     from earthgate_geo.training.fit import process_rank
     from earthgate_geo.training_request import BenchRequest, TrainRequest
 
@@ -33,7 +38,9 @@ _HOMES = {
     "check_settings": "bench.check",
     "list_settings": "bench.settings",
     "run_bench": "bench.run",
+    "summarise_bench": "bench.summary",
     "diagnose": "doctor",
+    "run_import": "jobs.import_model",
     "describe": "jobs.inventory",
     "list_models": "jobs.inventory",
     "load_model": "jobs.run",
@@ -45,6 +52,8 @@ _HOMES = {
     "run_evaluate": "jobs.run",
     "run_map": "jobs.map",
     "run_vectorize": "jobs.run",
+    "plan_styles": "jobs.styles",
+    "run_styles": "jobs.styles",
     "plan_train": "jobs.train",
     "run_train": "jobs.train",
     "open_scene": "raster.read",
@@ -52,7 +61,9 @@ _HOMES = {
     "BatchRequest": "request",
     "BenchRequest": "training_request",
     "EvaluateRequest": "request",
+    "ImportRequest": "request",
     "MapRequest": "request",
+    "StylesRequest": "styles_request",
     "TrainRequest": "training_request",
     "VectorOptions": "request",
     "VectorizeRequest": "request",
@@ -63,7 +74,9 @@ __all__ = [
     "BatchRequest",
     "BenchRequest",
     "EvaluateRequest",
+    "ImportRequest",
     "MapRequest",
+    "StylesRequest",
     "TrainRequest",
     "VectorOptions",
     "VectorizeRequest",
@@ -78,15 +91,19 @@ __all__ = [
     "plan",
     "plan_adapt",
     "plan_batch",
+    "plan_styles",
     "plan_train",
     "process_rank",
     "run_adapt",
     "run_batch",
     "run_bench",
     "run_evaluate",
+    "run_import",
     "run_map",
+    "run_styles",
     "run_train",
     "run_vectorize",
+    "summarise_bench",
 ]
 
 

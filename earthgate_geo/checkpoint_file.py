@@ -30,11 +30,32 @@ _DAMAGE = (
 )
 
 
+class _Discarded:
+    """Stands in for what a training logged beside its weights: takes anything, keeps nothing."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+# MMEngine's checkpoints, CrossEarth's among them, hold the curves of the training. None of these
+# functions is called: the stand-in takes the place of each.
+_LOGGED = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *("numpy.dtype", "numpy.ndarray"),
+    *("numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar"),
+    *("numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar"),
+)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read every tensor of a checkpoint; names of nested dictionaries are joined by dots.
 
-    Pickles are read as weights alone: one that holds anything else is refused, and no code of it
-    runs.
+    Pickles are read as weights alone: no code of them runs. One that holds more is refused, but
+    for plain values, options and the curves that MMEngine logs, which are left out.
 
     Raises:
         InputError: There is no such file, or its suffix is none of ``SUFFIXES``.
@@ -71,7 +92,8 @@ def _content(path: Path) -> Any:
     if path.suffix.lower() == ".safetensors":
         return load_file(path)
     # Training scripts, MAE's among them, store their options in a Namespace: plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    stand_ins = [(_Discarded, name) for name in _LOGGED]
+    with torch.serialization.safe_globals([argparse.Namespace, *stand_ins]):
         return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - no code runs
 
 

@@ -1,7 +1,7 @@
 """How a model is trained: plain values, without torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -123,6 +123,71 @@ class Dacs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Styles:
+    """Training now and then on images whose style is mixed with a simulated one.
+
+    Source:
+        CrossEarth, arXiv:2410.22629, Earth-Style Injection: ``strength`` as in its code, the others
+        as in a training build that its authors once published.
+    """
+
+    probability: float = 0.1
+    """Share of the steps, 0..1, that train on styled images."""
+
+    strength: float = 0.1
+    """Weight of the simulated style, 0..1; the image's own weighs the rest."""
+
+    styled: float = 0.7
+    """Share of the blocks, 0..1, that are styled; the others stay as they are."""
+
+    block_px: int = 64
+    """Height and width of a block."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in (self.probability, self.strength, self.styled)):
+            raise InputError(
+                found=f"styles with a probability of {self.probability:g}, a strength of "
+                f"{self.strength:g} and {self.styled:g} of the blocks",
+                expected="shares in 0..1",
+            )
+        if self.block_px < 1:
+            raise InputError(found=f"styles in blocks of {self.block_px} px", expected="1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTask:
+    """Learning to reconstruct hidden parts of an image beside its classes.
+
+    Source:
+        CrossEarth, arXiv:2410.22629: numbers of a training build that its authors once published.
+        ``extractor`` is our reading of a figure; the networks that they released have none.
+    """
+
+    masked: float = 0.1
+    """Share of the blocks, 0..1, that are hidden."""
+
+    block_px: int = 64
+    """Height and width of a block."""
+
+    side_px: int = 512
+    """Height and width at which reconstructions are compared; the crop's if that is smaller."""
+
+    extractor: bool = False
+    """Whether a convolutional extractor feeds the feature maps while training."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.masked <= 1:
+            raise InputError(
+                found=f"{self.masked:g} of the blocks hidden", expected="a share in 0..1"
+            )
+        if min(self.block_px, self.side_px) < 1:
+            raise InputError(
+                found=f"hidden blocks of {self.block_px} px, compared at {self.side_px} px",
+                expected="1 or more of each",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a training run but its data and its starting weights.
 
@@ -154,7 +219,13 @@ class Recipe:
     """Of AdamW; none on norms and embeddings of queries and levels."""
 
     power: float = 0.9
-    """Of the falling rate: ``(1 - step / steps) ** power``."""
+    """Of the falling rate: ``(1 - step / steps) ** power``, counted from the end of ``warmup``."""
+
+    warmup: int = 0
+    """Steps in which the rate rises evenly before it falls."""
+
+    planned: int | None = None
+    """Step at which the rate would reach zero, where training stops earlier; None for ``steps``."""
 
     augment: bool = True
     """Whether crops are resized by 0.5 to 2, mirrored and varied in colour."""
@@ -170,6 +241,12 @@ class Recipe:
 
     dacs: Dacs | None = None
     """Self-training on the target; None without a target."""
+
+    styles: Styles | None = None
+    """Steps on styled images; None for none."""
+
+    multitask: MultiTask | None = None
+    """Reconstruction of hidden blocks beside the classes; None without."""
 
     checkpoint_every: int = 1000
     """Steps between two states to resume from."""
@@ -188,11 +265,37 @@ class Recipe:
                 f"{self.backbone_share:g} and a weight decay of {self.weight_decay:g}",
                 expected="positive numbers",
             )
+        if not (0 <= self.warmup < self._end and self.steps <= self._end):
+            raise InputError(
+                found=f"{self.steps} of {self._end} planned steps, {self.warmup} to warm up",
+                expected="no more steps than planned, and fewer to warm up",
+            )
         if (self.dacs is None) != (self.target_batch == 0):
             raise InputError(
                 found=f"{self.target_batch} target images in a step and dacs {self.dacs}",
                 expected="both or neither",
             )
+
+    def rate(self, step: int) -> float:
+        """Return the share of the learning rate, 0..1, that ``step``, counted from 0, trains at."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        fallen = min((step - self.warmup) / (self._end - self.warmup), 1.0)
+        return float((1 - fallen) ** self.power)
+
+    @property
+    def _end(self) -> int:
+        return self.steps if self.planned is None else self.planned
+
+    def over(self, steps: int) -> "Recipe":
+        """Return the recipe over another number of steps: the rate takes the same course.
+
+        Raises:
+            InputError: There are no steps.
+        """
+        warmup = self.warmup * steps // self.steps
+        planned = None if self.planned is None else -(-self.planned * steps // self.steps)
+        return replace(self, steps=steps, warmup=warmup, planned=planned)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
@@ -213,4 +316,40 @@ class Recipe:
             fields["selection"] = Selection(**fields["selection"])
         if fields.get("dacs") is not None:
             fields["dacs"] = Dacs(**fields["dacs"])
+        if fields.get("styles") is not None:
+            fields["styles"] = Styles(**fields["styles"])
+        if fields.get("multitask") is not None:
+            fields["multitask"] = MultiTask(**fields["multitask"])
         return cls(**fields)
+
+
+CROSSEARTH_512 = Recipe(
+    steps=30_000,
+    planned=40_000,
+    policy=Policy.REIN,
+    styles=Styles(),
+    multitask=MultiTask(),
+)
+"""CrossEarth's numbers for images of 512 pixels.
+
+Source:
+    CrossEarth, arXiv:2410.22629: the configuration ``512x512_bs1x4`` of its code; the batch is
+    what that name says, one image on each of four devices. Beside it a deleted training build:
+    styles and multi-task. We differ in the toolbox's Rein, whose scale starts at 0 and which makes
+    no queries for Mask2Former, and in the crops, of which ``data.augment`` tells.
+"""
+
+CROSSEARTH_1024 = replace(CROSSEARTH_512, crop_px=1024, learning_rate=6e-5, warmup=10_000)
+"""CrossEarth's numbers for images of 1024 pixels: the same, warmed up and at a lower rate."""
+
+
+def published(name: str) -> Recipe:
+    """Return a published recipe: ``crossearth-512`` or ``crossearth-1024``.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    recipes = {"crossearth-512": CROSSEARTH_512, "crossearth-1024": CROSSEARTH_1024}
+    if name not in recipes:
+        raise InputError(found=f"the recipe {name!r}", expected=" or ".join(recipes))
+    return recipes[name]

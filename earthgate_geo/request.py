@@ -16,6 +16,7 @@ VECTOR_FORMATS = ("gpkg", "fgb", "parquet")
 
 ENDINGS = {
     "model": (".safetensors",),
+    "styles": (".safetensors",),
     "vector": tuple(f".{each}" for each in VECTOR_FORMATS),
     "adapter": (".safetensors",),
     "report": (".html",),
@@ -448,6 +449,59 @@ class EvaluateRequest:
 
     label_map: Mapping[str, str] | None = None
     """Class by code of the labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """Make a model file of a checkpoint that CrossEarth's authors released."""
+
+    checkpoint: Path
+    """File of torch or safetensors."""
+
+    classes: str
+    """Name of a dataset, or a ``classes.json`` in the checkpoint's order."""
+
+    out: Path
+    """Model file to write."""
+
+    weights: str | None = None
+    """DINOv2's own, by file or ``published``, for a checkpoint without its backbone."""
+
+    channels: tuple[str, ...] = ("red", "green", "blue")
+    """Meaning of the input channels."""
+
+    gsd: float | None = None
+    """Ground size of a pixel of the images that it was trained on, in metres."""
+
+    tile_px: int | None = None
+    """Height and width of a tile; None reads it off the checkpoint."""
+
+    overwrite: bool = False
+    """Whether an existing model file may be replaced."""
+
+    def inputs(self) -> list[str]:
+        """Return the files that are read and must not be written."""
+        return [str(self.checkpoint), *([self.weights] if self.weights else [])]
+
+    def outputs(self) -> dict[str, Path]:
+        """Return the files to write, by role."""
+        return {"model": self.out}
+
+    def check(self) -> None:
+        """Refuse what cannot work, before torch is even loaded.
+
+        Raises:
+            OutputError: The model file exists or cannot be written.
+            InputError: There are not three channels, or a number is out of range.
+        """
+        if len(set(self.channels)) != 3 or not all(self.channels):
+            raise InputError(
+                found=f"--channels {','.join(self.channels)}",
+                expected="three names, e.g. nir,red,green",
+            )
+        if self.gsd is not None and not 0 < self.gsd < math.inf:
+            raise InputError(found=f"--gsd {self.gsd:g}", expected="metres, more than 0")
+        check_outputs(self.outputs(), overwrite=self.overwrite, inputs=self.inputs())
 
 
 def check_policy(name: str) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from earthgate_geo.errors import InputError
-from earthgate_geo.recipe import Dacs, Policy, Recipe, Selection, Weighting
+from earthgate_geo.recipe import (
+    Dacs,
+    MultiTask,
+    Policy,
+    Recipe,
+    Selection,
+    Styles,
+    Weighting,
+    published,
+)
 from earthgate_geo.request import check_outputs, check_policy
 
 
@@ -29,8 +38,8 @@ class TrainingRequest:
     head: str | None = None
     """Kind of a new head."""
 
-    policy: str = "gate"
-    """What trains beside the head, a value of ``recipe.Policy``."""
+    policy: str | None = "gate"
+    """What trains beside the head, a value of ``recipe.Policy``; None is the recipe's."""
 
     steps: int | None = None
     """Optimiser steps."""
@@ -70,7 +79,8 @@ class TrainingRequest:
         Raises:
             InputError: As the sentence says.
         """
-        check_policy(self.policy)
+        if self.policy is not None:
+            check_policy(self.policy)
         if self.model is not None and self.backbone is not None:
             raise InputError(found="--model and --backbone together", expected="one of them")
         if self.weights is not None and self.backbone is None:
@@ -118,7 +128,7 @@ class BenchRequest(TrainingRequest):
         chosen = {"interval": self.interval, "share": self.modules}
         return replace(
             usual,
-            policy=Policy(self.policy),
+            policy=Policy(self.policy) if self.policy else usual.policy,
             seed=self.seed,
             selection=replace(usual.selection, **_said(chosen)),
             **_said(given),
@@ -143,10 +153,44 @@ class TrainRequest(TrainingRequest):
     """
 
     data: Path
-    """Folder of labelled images: ``images/`` and ``labels/``, or a ``manifest.csv``."""
+    """Folder of labelled images, as ``data.pairs.open_pairs`` reads it."""
 
     out: Path
     """Model file to write."""
+
+    report: Path | None = None
+    """HTML page to write."""
+
+    command: str = ""
+    """Command line, for the report."""
+
+    recipe_name: str | None = None
+    """A published recipe; what is given beside it wins."""
+
+    label_field: str | None = None
+    """Field of vector labels that holds the class."""
+
+    label_class: str | None = None
+    """Class of all vector labels."""
+
+    label_map: Mapping[str, str] | None = None
+    """Class by word or code of the labels; ``other`` is unknown."""
+
+    label_rest: str | None = None
+    """Class of ground that vector labels do not cover; unknown without."""
+
+    assume_crs: str | None = None
+    """CRS of images that name none."""
+
+    holdout: float | None = None
+    """Share of the ground, 0..1, that never trains and is scored on; None is 0.2, or nothing where
+    all images share their ground."""
+
+    styles: Path | None = None
+    """Styles that images are mixed with, a file of ``earthgate styles build``."""
+
+    multitask: bool = False
+    """Whether to learn to reconstruct hidden parts of the images, too."""
 
     where: Mapping[str, str] | None = None
     """Wanted value by column of the manifest."""
@@ -164,7 +208,7 @@ class TrainRequest(TrainingRequest):
     """1-based file band of ``red``, ``green`` and ``blue``."""
 
     gsd: float | None = None
-    """Ground size of a pixel of the source images in metres, where they do not say it."""
+    """Ground size in metres at which all images are shown, and of pixels that do not say theirs."""
 
     pseudo_weight: Weighting | None = None
     """What a pseudo-labelled pixel of the target weighs."""
@@ -180,25 +224,41 @@ class TrainRequest(TrainingRequest):
 
     def inputs(self) -> list[str]:
         """Return the files that are read and must not be written."""
-        return [path for path in (self.model, self.weights) if path]
+        styles = None if self.styles is None else str(self.styles)
+        return [path for path in (self.model, self.weights, styles) if path]
+
+    def outputs(self) -> dict[str, Path]:
+        """Return the files to write, by role."""
+        return {"model": self.out} | ({"report": self.report} if self.report else {})
 
     def recipe(self) -> Recipe:
         """Return all numbers of the training.
 
         Raises:
-            InputError: One is out of range.
+            InputError: One is out of range, or styles are to be injected and there are none.
         """
+        usual = published(self.recipe_name) if self.recipe_name else Recipe()
+        if usual.styles and self.styles is None:
+            raise InputError(
+                found=f"--recipe {self.recipe_name} without --styles",
+                expected="the styles that it mixes images with",
+                fix="Make them from a folder of images: earthgate styles build",
+            )
+        if self.styles:
+            usual = replace(usual, styles=usual.styles or Styles())
+        if self.multitask:
+            usual = replace(usual, multitask=usual.multitask or MultiTask())
         alone = self.target is None
         given = {
-            "steps": self.steps,
             "batch": self.batch or (None if alone else 2),
             "crop_px": self.crop_px,
             "learning_rate": self.learning_rate,
         }
         chosen = {"interval": self.interval or (None if alone else 50), "share": self.modules}
-        recipe = Recipe(
+        recipe = replace(
+            usual.over(self.steps or usual.steps),
             seed=self.seed,
-            policy=Policy(self.policy),
+            policy=Policy(self.policy) if self.policy else usual.policy,
             selection=Selection(**_said(chosen)),
             **_said(given),
         )
@@ -215,6 +275,11 @@ class TrainRequest(TrainingRequest):
             InputError: Options that are out of range, or exclude or miss one another.
         """
         super().check()
+        if self.label_class and (self.label_field or self.label_class == self.label_rest):
+            raise InputError(
+                found=f"--label-class {self.label_class} with --label-field or as --label-rest",
+                expected="one class for shapes without a field, and another one for the rest",
+            )
         if self.target is None and (self.target_where or self.pseudo_weight):
             raise InputError(
                 found="--target-where or --pseudo-weight without --target",
@@ -224,8 +289,10 @@ class TrainRequest(TrainingRequest):
             raise InputError(
                 found=f"--bands for {', '.join(self.bands)}", expected="red, green and blue"
             )
+        if self.holdout is not None and not 0 <= self.holdout < 1:
+            raise InputError(found=f"--holdout {self.holdout:g}", expected="a share in 0..1")
         self.recipe()
-        check_outputs({"model": self.out}, overwrite=self.overwrite, inputs=self.inputs())
+        check_outputs(self.outputs(), overwrite=self.overwrite, inputs=self.inputs())
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Makers of benchmark datasets: a few pixels a file, in the layouts as published."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasters import RasterSpec, write_raster
+from torchgeo.datasets import Potsdam2D, Vaihingen2D
 
 AERIAL = "WHU-Building/3. The cropped image tiles and raster labels"
 SATELLITE = (
@@ -17,6 +19,39 @@ WHITE, BLUE, CYAN, GREEN, YELLOW, RED, BLACK = (
     *((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0)),
     *((255, 255, 0), (255, 0, 0), (0, 0, 0)),
 )
+
+# Image, labels and codes, of the datasets that are folders of both.
+_FOLDERS: list[tuple[str, str, Sequence[Any]]] = [
+    *(
+        (
+            f"CASID/{climate}/{split}/image/{{}}.png",
+            f"CASID/{climate}/{split}/label/{{}}-label.png",
+            range(6),
+        )
+        for climate in ("SubMs", "TemMs", "TroMs", "TroRf")
+        for split in ("all_train", "all_test")
+    ),
+    *(
+        (f"{home}/{split}/image/{{}}.tif", f"{home}/{split}/label/{{}}.tif", (0, 255))
+        for home in (AERIAL, SATELLITE)
+        for split in ("train", "val", "test")
+    ),
+    *(
+        (
+            f"HunanMultimodalDataset/{split}/s2/s2_{{}}.tif",
+            f"HunanMultimodalDataset/{split}/lc/lc_{{}}.tif",
+            (1, 2, 3, 5, 6, 8, 9),
+        )
+        for split in ("train", "val", "test")
+    ),
+    (
+        "RescueNet/test/test-org-img/{}.jpg",
+        "RescueNet/test/test-label-img/{}_lab.png",
+        range(11),
+    ),
+    ("DeepGlobe/train/{}_sat.jpg", "DeepGlobe/train/{}_mask.png", [(0,) * 3, (255,) * 3]),
+    ("Massachusetts/tiff/test/{}.tiff", "Massachusetts/tiff/test_labels/{}.tif", (0, 255)),
+]
 
 
 def write_image(path: Path, *, bands: int = 3, side_px: int = 8) -> NDArray[Any]:
@@ -69,12 +104,32 @@ def write_loveda(root: Path, split: str, scene: str, names: Sequence[str]) -> No
 
 
 def write_places(root: Path, grounds: Sequence[str], *, place: str = "kampala_ug") -> None:
-    """Write a tile of a place for every entry of ``grounds``."""
+    """Write a tile of a place for every entry of ``grounds``; places add up."""
     home = root / "fair_buildings"
-    lines = ["image,label,domain,ground"]
+    manifest = home / "manifest.csv"
+    head = "image,label,domain,ground\n"
+    text = manifest.read_text(encoding="utf-8") if manifest.exists() else head
     for number, ground in enumerate(grounds):
         image, label = f"{place}/images/{number}.tif", f"{place}/labels/{number}.tif"
         write_image(home / image)
         write_label(home / label, (0, 1))
-        lines.append(f"{image},{label},{place},{ground}")
-    (home / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text += f"{image},{label},{place},{ground}\n"
+    manifest.write_text(text, encoding="utf-8")
+
+
+def write_benchmarks(root: Path) -> None:
+    """Write every dataset with every part that a setting uses: all tiles, few images."""
+    potsdam = (*Potsdam2D.splits["train"], *Potsdam2D.splits["test"])
+    vaihingen = (*Vaihingen2D.splits["train"], *Vaihingen2D.splits["test"])
+    tiles = [name.removeprefix("top_potsdam_") for name in potsdam]
+    areas = [Path(name).stem.removeprefix("top_mosaic_09cm_area") for name in vaihingen]
+    for eroded in (False, True):
+        write_potsdam(root, tiles, eroded=eroded)
+        write_vaihingen(root, areas, eroded=eroded)
+    for split, scene in product(("Train", "Val"), ("Urban", "Rural")):
+        write_loveda(root, split, scene, ["0", "1"])
+    for (image, label, codes), number in product(_FOLDERS, range(2)):
+        write_image(root / image.format(number), bands=4 if "Hunan" in image else 3)
+        write_label(root / label.format(number), codes)
+    for place in ("zanzibar_tz", "kampala_ug", "catanduanes_ph"):
+        write_places(root, ["a", "b"], place=place)

@@ -5,6 +5,7 @@ of all processes together are the same. Lightning starts this program anew for t
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from networks import small_segmenter
 from steps import ColourSteps
 
+from earthgate_geo.data.style import StatisticsStyle, StyleInjector, build_bank
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.policies import Tuner
-from earthgate_geo.recipe import Dacs, Policy, Recipe, Selection
+from earthgate_geo.recipe import Dacs, MultiTask, Policy, Recipe, Selection, Styles
 from earthgate_geo.toolbox.base import ToolboxConfig
 from earthgate_geo.training.fit import FitOptions, fit
 
@@ -37,6 +39,13 @@ def train(folder: Path, devices: int, policy: Policy) -> None:
         selection=Selection(interval=CHOICES[policy], images=batch),
         dacs=Dacs(start=0.5, aligned=True),
     )
+    injector = None
+    if policy is Policy.RANDOM_K:  # all source images styled, and half of each hidden, too
+        styles = Styles(probability=1, strength=0.5, block_px=8)
+        recipe = replace(recipe, styles=styles, multitask=MultiTask(masked=0.5, block_px=8))
+        seen = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        bank = build_bank(StatisticsStyle(), seen)
+        injector = StyleInjector(bank.style(), bank, styles)
     model = small_segmenter()
     sizes = ToolboxConfig(rank=4, bottleneck=4, frequency_bottleneck=4)
     tuner = Tuner(
@@ -48,7 +57,7 @@ def train(folder: Path, devices: int, policy: Policy) -> None:
         ranks.append(rank)
         return ColourSteps(first, rank, count, batch_size=batch)
 
-    options = FitOptions(devices=devices)
+    options = FitOptions(devices=devices, injector=injector)
     record = fit(model, tuner, steps_of, recipe, monitor=SilentMonitor(), options=options)
     weights = {key: value.numpy() for key, value in model.state_dict().items()}
     np.savez(

@@ -1,9 +1,11 @@
-"""A folder of small labelled images to train on."""
+"""Folders of small labelled images and scenes to train on."""
 
 import json
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
+import shapely
 from affine import Affine
 from PIL import Image
 from rasters import RasterSpec, write_raster
@@ -40,4 +42,21 @@ def furnish(
             spec = RasterSpec(rows=side_px, cols=side_px, transform=place)
             write_raster(folder / "images" / f"{index}.tif", spec, values=pixels)
     (folder / "classes.json").write_text(json.dumps(dict(enumerate(names))))
+    return folder
+
+
+def furnish_scene(folder: Path, name: str, *, left: float = 500_000) -> Path:
+    """Write a scene whose left half is dark and whose right half is bright, and a vector of both.
+
+    The vector is in longitude and latitude; ``left`` is the scene's edge in metres.
+    """
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 30, (3, 64, 128))
+    values = (np.where(np.arange(128) < 64, 40, 200) + noise).astype(np.uint8)
+    at = Affine(0.5, 0, left, 0, -0.5, 5_200_000)
+    write_raster(folder / f"{name}.tif", RasterSpec(transform=at), values=values)
+    corners = [((64 * half, 64), (64 * half + 64, 0)) for half in range(2)]
+    halves = [shapely.box(*(at @ low), *(at @ high)) for low, high in corners]
+    frame = gpd.GeoDataFrame({"class": NAMES}, geometry=halves, crs="EPSG:32633")
+    frame.to_crs(4326).to_file(folder / f"{name}_labels.geojson")
     return folder

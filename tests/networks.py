@@ -12,6 +12,20 @@ from earthgate_geo.models.backbone import BackboneConfig
 from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
 
+_SIZES = {"embed_dim": 64, "num_heads": 2, "depth": 4}
+FAMILIES = [
+    ("earthgate_tiny", {"dim": 64, "depth": 4, "stem": [16, 16, 32]}),
+    ("vit_tiny_patch16_224", _SIZES),
+    ("vit_base_patch16_224.mae", _SIZES | {"img_size": 128}),
+    ("vit_small_patch14_reg4_dinov2", _SIZES),
+    ("vit_small_patch14_dinov2", _SIZES | {"patch_size": 16, "img_size": [64, 96]}),
+    ("vit_small_patch14_reg4_dinov2", _SIZES | {"patch_size": 16, "img_size": [96, 64]}),
+    ("vit_small_patch16_dinov3", _SIZES),
+    ("vit_small_patch16_dinov3_qkvb", _SIZES),
+    ("samvit_base_patch16", _SIZES),
+]
+"""Names and small options of backbones, one or more of each family."""
+
 
 def small_config(**changes: object) -> SegmenterConfig:
     wanted = {

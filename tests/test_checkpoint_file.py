@@ -1,8 +1,11 @@
 import argparse
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -123,3 +126,33 @@ def test_what_is_no_checkpoint_file_is_refused_by_name(tmp_path, name):
         f"no checkpoint {tmp_path / name}; expected a file that ends in .safetensors, .pth, .pt, "
         ".bin."
     )
+
+
+class HistoryBuffer:
+    """Pickles as MMEngine's does: curves as arrays, and its own functions."""
+
+    def __init__(self) -> None:
+        self.curve, self.last = np.arange(3.0), np.float64(2)
+        self.methods = {"mean": HistoryBuffer.mean}
+
+    def mean(self) -> float:
+        return float(self.curve.mean())
+
+
+def test_the_curves_of_mmengine_are_left_out(tmp_path, monkeypatch):
+    name = "mmengine.logging.history_buffer"
+    module = ModuleType(name)
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", name)
+    content = {
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+        "state_dict": STATE,
+    }
+    with monkeypatch.context() as installed:
+        for package in ("mmengine", "mmengine.logging", name):
+            installed.setitem(sys.modules, package, module)
+        torch.save(content, tmp_path / "a.pth")
+
+    found = read_checkpoint(tmp_path / "a.pth")
+
+    assert_same(found, {f"state_dict.{key}": value for key, value in STATE.items()})

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from rasters import write_raster
 
 from earthgate_geo.errors import EarthgateError, InputError, MissingDependencyError, OutputError
-from earthgate_geo.recipe import Dacs, Recipe, Selection
+from earthgate_geo.recipe import (
+    CROSSEARTH_1024,
+    Dacs,
+    MultiTask,
+    Policy,
+    Recipe,
+    Selection,
+    Styles,
+)
 from earthgate_geo.request import AdaptRequest, BatchRequest, MapRequest, VectorOptions
 from earthgate_geo.training_request import TrainRequest
 
@@ -75,6 +83,26 @@ def test_a_training_is_as_the_papers_have_it_unless_told() -> None:
         batch=2, target_batch=2, selection=Selection(interval=50), dacs=Dacs()
     )
     assert told.recipe() == Recipe(batch=3, steps=9, selection=Selection(interval=7, share=0.5))
+
+
+def test_a_published_recipe_gives_way_to_what_is_given_beside_it() -> None:
+    request = TrainRequest(
+        data=Path("d"), out=Path("m.safetensors"), recipe_name="crossearth-1024", styles=Path("s")
+    )
+
+    theirs = replace(request, policy=None).recipe()
+    ours = replace(request, policy="gate", steps=300, crop_px=512).recipe()
+
+    assert theirs == CROSSEARTH_1024
+    assert (ours.policy, ours.steps, ours.warmup, ours.planned) == (Policy.GATE, 300, 100, 400)
+    assert (ours.crop_px, ours.learning_rate, ours.styles) == (512, 6e-5, Styles())
+
+
+def test_styles_and_reconstruction_are_options_of_any_recipe() -> None:
+    request = TrainRequest(data=Path("d"), out=Path("m.safetensors"))
+
+    assert replace(request, styles=Path("s")).recipe() == Recipe(styles=Styles())
+    assert replace(request, multitask=True).recipe() == Recipe(multitask=MultiTask())
 
 
 @pytest.mark.parametrize(

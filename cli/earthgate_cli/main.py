@@ -9,7 +9,17 @@ from itertools import pairwise
 import click
 
 from earthgate_cli import output
-from earthgate_cli.commands import adapt, bench, doctor, evaluate, info, models, train, vectorize
+from earthgate_cli.commands import (
+    adapt,
+    bench,
+    doctor,
+    evaluate,
+    info,
+    models,
+    styles,
+    train,
+    vectorize,
+)
 from earthgate_cli.commands import map as map_scene
 from earthgate_geo import __version__
 from earthgate_geo.errors import CancelledError, EarthgateError
@@ -21,7 +31,7 @@ def cli() -> None:
     """Adapt a frozen vision model to an unseen scene and map it."""
 
 
-for _module in (adapt, map_scene, train, vectorize, evaluate, bench, info, models, doctor):
+for _module in (adapt, map_scene, train, styles, vectorize, evaluate, bench, info, models, doctor):
     cli.add_command(_module.command)
 
 
@@ -54,12 +64,14 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
     code, message = _judged(error)
     if {"-v", "--verbose"} & set(arguments):
         traceback.print_exception(error)
+    problems = list(getattr(error, "__notes__", ()))  # e.g. a line per file
     if "--progress=json" in arguments or ("--progress", "json") in pairwise(arguments):
-        output.say_event("error", code=code, message=message)
+        more = {"problems": problems} if problems else {}
+        output.say_event("error", code=code, message=message, **more)
     elif isinstance(error, click.ClickException):
         error.show()
     else:
-        click.echo(f"Error: {message}", err=True)
+        click.echo("\n".join([f"Error: {message}", *problems]), err=True)
     return code
 
 

@@ -97,6 +97,8 @@ def train_plan_lines(document: Document) -> Iterator[str]:
     """Say what a training would do."""
     recipe, start, parameters = document["recipe"], document["start"], document["parameters"]
     yield f"source      {_images(document['source'])}"
+    if document["holdout"]:
+        yield f"held out    {_counted(document['holdout']['patches'], 'patch', 'patches')}"
     if document["target"]:
         yield f"target      {_images(document['target'])}"
     yield f"classes     {', '.join(document['classes'])}"
@@ -128,6 +130,27 @@ def train_lines(document: Document) -> Iterator[str]:
     trained, head = document["trained_parameters"], document["parameters"]["head"]
     yield f"policy {document['policy']}: {modules}{trained:,} parameters, and {head:,} of the head"
     yield f"classes {', '.join(document['classes'])}; {_range(document['gsd'])}"
+    if document["holdout"]:
+        yield f"IoU on {_counted(document['holdout']['patches'], 'patch', 'patches')} held out:"
+        scores = document["holdout"]["scores"]
+        for entry in [*scores["classes"], {"name": "mean", "iou": scores["mean_iou"]}]:
+            yield f"  {entry['name']:<16}{_percent(entry['iou']):>7}"
+    yield from _written(document)
+
+
+def styles_plan_lines(document: Document) -> Iterator[str]:
+    """Say which images would be looked at."""
+    yield f"images   {_counted(document['files'], 'file')} in {document['data']}"
+    yield f"parts    {document['parts']} of at most {document['part_px']} px"
+    yield f"style    {document['style']}"
+    yield f"outputs  {', '.join(document['outputs'].values())}"
+
+
+def styles_lines(document: Document) -> Iterator[str]:
+    """Say how many styles there are and where they are."""
+    seconds = _duration(document["seconds"]["total"])
+    files = _counted(document["files"], "file")
+    yield f"took {_counted(document['styles'], 'style')} from {files} in {seconds}"
     yield from _written(document)
 
 
@@ -187,6 +210,20 @@ def bench_lines(document: Document) -> Iterator[str]:
     yield from _written(document)
 
 
+def bench_summary_lines(document: Document) -> Iterator[str]:
+    """Say our mean of every setting, row by row, beside the best published figure."""
+    for row in document["rows"]:
+        yield f"{row['name']}: policy {row['policy']}, {row['backbone']}, {row['head']} head"
+        width = max(map(len, row["settings"]))
+        for name, cell in row["settings"].items():
+            last, best = cell["last"], cell["best_published"]
+            spread = "" if last["spread"] is None else f" ± {last['spread']:.1%}"
+            score = f"{_percent(last['mean'])}{spread} ({_counted(len(cell['seeds']), 'seed')})"
+            published = f"{best['miou_percent']}% by {best['method']}" if best else "-"
+            yield f"  {name:<{width}}  {score:<24}  published {published}"
+    yield from _written(document)
+
+
 def settings_lines(document: Document) -> Iterator[str]:
     """List the benchmark settings, one a line."""
     width = max(len(entry["name"]) for entry in document["settings"])
@@ -220,6 +257,19 @@ def models_lines(document: Document) -> Iterator[str]:
         yield "no models; see 'earthgate doctor'"
 
 
+def import_lines(document: Document) -> Iterator[str]:
+    """Say what the model is made of, what was left out, and where it is."""
+    yield f"took {document['used']} tensors of the checkpoint; of the backbone:"
+    for line in document["backbone"]:
+        yield f"  {line}"
+    if document["ignored"]:
+        parts = ", ".join(f"{part} ({count})" for part, count in document["ignored"].items())
+        yield f"left out {parts}"
+    yield f"classes {', '.join(document['classes'])}; {_range(document['gsd'])}"
+    yield f"tiles of {document['tile_px']} px of {', '.join(document['channels'])}"
+    yield from _written(document)
+
+
 def doctor_lines(document: Document) -> Iterator[str]:
     """Say each check on a line, its fix under it where it failed."""
     for check in document["checks"]:
@@ -246,8 +296,8 @@ def _range(gsd: Sequence[float]) -> str:
     return f"for scenes of {gsd[0]:.3g} to {gsd[1]:.3g} m a pixel"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, noun: str, nouns: str | None = None) -> str:
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def _written(document: Document) -> Iterator[str]:

@@ -11,9 +11,9 @@ def markdown(document: Document) -> str:
     parts = [
         f"# {document['setting']['title']}",
         _about(document),
-        _table(["class", "IoU last %", "IoU best on test %"], _scores(document)),
+        table(["class", "IoU last %", "IoU best on test %"], _scores(document)),
         f"Best on test is step {document['step_of_best']}, chosen by looking at the test labels.",
-        _table(["cost", "value"], _cost(document)),
+        table(["cost", "value"], _cost(document)),
     ]
     if document["published"]:
         rows = [
@@ -21,7 +21,7 @@ def markdown(document: Document) -> str:
             for entry in document["published"]
         ]
         head = ["method", "mIoU %", "checkpoint", "source", "how we know"]
-        parts += ["## Published by others", _table(head, rows)]
+        parts += ["## Published by others", table(head, rows)]
     if document["notes"]:
         parts.append("\n".join(f"* {note}" for note in document["notes"]))
     return "\n\n".join(parts) + "\n"
@@ -38,10 +38,10 @@ def _about(document: Document) -> str:
 
 def _scores(document: Document) -> Iterable[Sequence[str]]:
     for entry in document["classes"]:
-        yield entry["name"], _percent(entry["iou_last"]), _percent(entry["iou_best_on_test"])
-    yield "**mean**", _percent(document["miou_last"]), _percent(document["miou_best_on_test"])
+        yield entry["name"], percent(entry["iou_last"]), percent(entry["iou_best_on_test"])
+    yield "**mean**", percent(document["miou_last"]), percent(document["miou_best_on_test"])
     if document["miou_before"] is not None:
-        yield "mean before training", _percent(document["miou_before"]), ""
+        yield "mean before training", percent(document["miou_before"]), ""
 
 
 def _cost(document: Document) -> Iterable[Sequence[str]]:
@@ -57,10 +57,12 @@ def _cost(document: Document) -> Iterable[Sequence[str]]:
     yield "evaluation", f"{seconds['evaluate']:.1f} s"
 
 
-def _percent(score: float | None) -> str:
+def percent(score: float | None) -> str:
+    """Write a share, 0..1, in per cent; a dash where there is none."""
     return "-" if score is None else f"{100 * score:.1f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

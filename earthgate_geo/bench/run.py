@@ -10,7 +10,7 @@ import torch
 
 from earthgate_geo import __version__
 from earthgate_geo.bench.document import markdown
-from earthgate_geo.bench.score import Examination, Sliding
+from earthgate_geo.bench.score import Examination
 from earthgate_geo.bench.settings import Setting, find_setting
 from earthgate_geo.data.benchmarks.finder import open_part
 from earthgate_geo.data.benchmarks.part import OTHER_NAME, Part
@@ -25,6 +25,7 @@ from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.recipe import Recipe
 from earthgate_geo.staging import staged
 from earthgate_geo.training.fit import FitOptions, FitRecord, fit
+from earthgate_geo.training.scoring import Sliding
 from earthgate_geo.training.task import StepsOf
 from earthgate_geo.training_request import BenchRequest
 

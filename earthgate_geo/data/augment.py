@@ -55,6 +55,18 @@ def plain_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
     return _padded(_any_place(item, crop_px, rng), crop_px)
 
 
+def random_blocks(
+    rows: int, cols: int, *, share: float, block_px: int, rng: np.random.Generator
+) -> Tensor:
+    """Return a bool mask (rows, cols) of square blocks, each True with the probability ``share``.
+
+    Blocks begin at the upper left corner; those at the other edges may be cut off.
+    """
+    drawn = rng.random((-(-rows // block_px), -(-cols // block_px))) < share
+    blocks = drawn.repeat(block_px, axis=0).repeat(block_px, axis=1)
+    return torch.from_numpy(np.ascontiguousarray(blocks[:rows, :cols]))
+
+
 def _any_place(item: Item, side: int, rng: np.random.Generator) -> Item:
     rows, cols = item["mask"].shape
     row = int(rng.integers(max(rows - side, 0) + 1))

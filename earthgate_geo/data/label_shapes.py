@@ -103,6 +103,20 @@ def open_shapes(
     return LabelShapes(shapes, values[owners], named=names.named(known.values()))
 
 
+def shape_words(path: str, layer: str, options: LabelOptions) -> set[str]:
+    """Return the words that a vector layer says in its class field, or the one class of all.
+
+    Raises:
+        InputError: The options do not fit the fields.
+    """
+    fields = list(pyogrio.read_info(path, layer=layer)["fields"])
+    field = _class_field(path, fields, options)
+    if field is None:
+        return {options.label_class or ""}
+    table = pyogrio.read_dataframe(path, layer=layer, columns=[field], read_geometry=False)
+    return {word(value) for value in table[field].dropna().unique()}
+
+
 def read_polygons(path: str, layer: str, grid: Grid) -> NDArray[np.object_]:
     """Return the polygons of a vector layer that may meet a grid, in the grid's pixels.
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ from earthgate_geo.raster.classes import ClassTable, LandClass
 _RASTERS = frozenset(
     {".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".vrt", ".webp"}
 )
+_VECTORS = frozenset({".fgb", ".geojson", ".gpkg", ".shp"})
+_COMPANIONS = ("_labels", "_truth", "_dsm")
+"""Endings of files beside a scene that are no scenes; the first are its labels."""
+
 _COLORS = (
     *("#d1492e", "#3f86c6", "#5f9a4a", "#dcc38c", "#54565b"),
     *("#8a5aa8", "#e39b3b", "#57b8ad", "#c65f92", "#8f7a54"),
@@ -25,13 +29,13 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its labels, pixel on pixel."""
+    """An image and its labels."""
 
     image: Path
     """Any raster that GDAL reads; it needs no place on the Earth."""
 
     label: Path | None = None
-    """A raster of codes or colours of the image's size; None if nobody labelled it."""
+    """A vector or a raster of codes or colours; None if nobody labelled it."""
 
     row: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The pair's line of the manifest, by column; empty without one."""
@@ -43,9 +47,11 @@ def open_pairs(
     """List the images of a folder, with their labels and classes if it has them.
 
     With a ``manifest.csv`` (columns ``image`` and ``label``, paths from the folder, ``label`` may
-    be empty or absent) its lines in its order, else the files of ``images/`` by name, each with
-    the file of the same stem in ``labels/``; without ``labels/`` all are unlabelled. The classes
-    come from ``classes.json``: ``{"0": "water", "1": "land"}`` or a list of
+    be empty or absent; images of one ``scene`` share their statistics) its lines in its order,
+    else the files of ``images/`` by name, each with the file of the same stem in ``labels/``, else
+    the rasters in the folder itself, each with ``<stem>_labels`` beside it, where files that end
+    in ``_labels``, ``_truth`` or ``_dsm`` are no images. The classes come from ``classes.json``:
+    ``{"0": "water", "1": "land"}`` or a list of
     ``{"value": 0, "name": "water", "color": "#3f86c6"}``, where the colours may be left out.
 
     Args:
@@ -72,15 +78,24 @@ def open_pairs(
             expected="a manifest with that column",
         )
     elif images.is_dir():
-        pairs = _matched(images, root / "labels")
+        pairs = _matched(_rasters(images), root / "labels", ending="")
+        if not pairs:
+            raise DataError(
+                found=f"{images} holds no image",
+                expected=f"files that end in {', '.join(sorted(_RASTERS))}",
+            )
     else:
-        raise DataError(
-            found=f"{root} holds neither images/ nor a manifest.csv",
-            expected="images/ beside labels/ with files of the same names, or a manifest.csv with "
-            "the columns image and label",
-        )
+        scenes = [path for path in _rasters(root) if not path.stem.endswith(_COMPANIONS)]
+        pairs = _matched(scenes, root, ending=_COMPANIONS[0])
+        if not pairs:
+            raise DataError(
+                found=f"{root} holds neither images nor images/ nor a manifest.csv",
+                expected="scene.tif beside scene_labels.gpkg or scene_labels.tif, images/ beside "
+                "labels/ with files of the same names, or a manifest.csv with the columns image "
+                "and label",
+            )
     classes = root / "classes.json"
-    return pairs, _class_table(classes) if classes.is_file() else None
+    return pairs, read_classes(classes) if classes.is_file() else None
 
 
 def _listed(manifest: Path, where: Mapping[str, str]) -> list[Pair]:
@@ -104,7 +119,19 @@ def _listed(manifest: Path, where: Mapping[str, str]) -> list[Pair]:
                 found=f"no line of {manifest} has {_some([f'{c}={v}' for c, v in where.items()])}",
                 expected=f"{column} among {_some(values)}",
             )
-    return [_pair(manifest, row) for row in rows]
+    pairs = [_pair(manifest.parent, row) for row in rows]
+    missing = _missing(pairs)
+    if missing:
+        error = DataError(
+            found=f"{manifest} names {len(missing)} files that are not there"
+            if len(missing) > 1
+            else f"{manifest} names {missing[0]}, which is not there",
+            expected="paths of files, from the folder of the manifest",
+        )
+        for path in missing if len(missing) > 1 else ():
+            error.add_note(f"{path} is not there.")
+        raise error
+    return pairs
 
 
 def _table(manifest: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -121,44 +148,30 @@ def _table(manifest: Path) -> tuple[list[str], list[dict[str, str]]]:
     return list(table.fieldnames or ()), rows
 
 
-def _pair(manifest: Path, row: Mapping[str, str]) -> Pair:
-    root = manifest.parent
-    pair = Pair(root / row["image"], root / row["label"] if row.get("label") else None, row)
-    for path in (pair.image, pair.label):
-        if path is not None and not path.is_file():
-            raise DataError(
-                found=f"{manifest} names {path}, which is not there",
-                expected="paths of files, from the folder of the manifest",
-            )
-    return pair
+def _pair(root: Path, row: Mapping[str, str]) -> Pair:
+    return Pair(root / row["image"], root / row["label"] if row.get("label") else None, row)
 
 
-def _matched(images: Path, labels: Path) -> list[Pair]:
-    pictures = _rasters(images)
-    if not pictures:
-        raise DataError(
-            found=f"{images} holds no image",
-            expected=f"files that end in {', '.join(sorted(_RASTERS))}",
-        )
-    if not labels.is_dir():
+def _missing(pairs: list[Pair]) -> list[Path]:
+    files = dict.fromkeys(path for pair in pairs for path in (pair.image, pair.label) if path)
+    return [path for path in files if not path.is_file()]
+
+
+def _matched(pictures: list[Path], folder: Path, *, ending: str) -> list[Pair]:
+    """Pair images with the label files of ``folder`` that have their stem and the ending."""
+    if not folder.is_dir():
         return [Pair(path) for path in pictures]
-    drawn = _rasters(labels)
-    by_stem = {path.stem: path for path in drawn}
-    twice = [path for path in drawn if by_stem[path.stem] != path]
-    if twice:
-        raise DataError(
-            found=f"{twice[0]} and {by_stem[twice[0].stem]} are labels of the same image",
-            expected="one file of each name",
-        )
-    missing = [path for path in pictures if path.stem not in by_stem]
-    if missing:
-        raise DataError(
-            found=f"{len(missing)} of {len(pictures)} images have no labels, "
-            f"the first is {missing[0]}",
-            expected=f"a file of the same name in {labels}, with any ending",
-            fix="List the images that have labels in a manifest.csv, or move the others away",
-        )
-    return [Pair(path, by_stem[path.stem]) for path in pictures]
+    drawn = sorted(p for p in folder.iterdir() if p.suffix.lower() in _RASTERS | _VECTORS)
+    by_stem: dict[str, Path] = {}
+    stems = {path.stem + ending for path in pictures}
+    for path in drawn:
+        other = by_stem.setdefault(path.stem, path)
+        if other != path and path.stem in stems:
+            raise DataError(
+                found=f"{other} and {path} are labels of the same image",
+                expected="one file of each name",
+            )
+    return [Pair(path, by_stem.get(path.stem + ending)) for path in pictures]
 
 
 def _rasters(folder: Path) -> list[Path]:
@@ -170,7 +183,23 @@ def _some(values: list[str]) -> str:
     return ", ".join(values[:_SHOWN]) + more
 
 
-def _class_table(path: Path) -> ClassTable:
+def is_raster(path: Path) -> bool:
+    """Tell by the ending whether a file is a raster."""
+    return path.suffix.lower() in _RASTERS
+
+
+def table_of(names: Sequence[str]) -> ClassTable:
+    """Return the classes of some names, by their order, each with a colour of its own."""
+    entries = [{"value": value, "name": name} for value, name in enumerate(names)]
+    return ClassTable(tuple(_classes(entries)))
+
+
+def read_classes(path: Path) -> ClassTable:
+    """Read a ``classes.json``, in either form that ``open_pairs`` names.
+
+    Raises:
+        DataError: The file is not of these forms.
+    """
     try:
         return ClassTable(tuple(_classes(json.loads(path.read_text(encoding="utf-8-sig")))))
     except InputError as error:

@@ -251,10 +251,11 @@ class NetworkInput:
         if not sample["valid"].numpy().all():  # torch takes ten times as long
             # Before resizing, or invalid numbers would bleed into their neighbours.
             image.masked_fill_(~sample["valid"], _GRAY)
-        return sample | {"image": _resized(image, self.network)}
+        return sample | {"image": resized(image, self.network)}
 
 
-def _resized(image: Tensor, size: Size) -> Tensor:
+def resized(image: Tensor, size: Size) -> Tensor:
+    """Return an image (band, row, col) of another size: area average down, bilinear up."""
     rows, cols = image.shape[-2:]
     shrunk = (min(rows, size.rows), min(cols, size.cols))
     if shrunk != (rows, cols):

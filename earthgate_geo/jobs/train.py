@@ -1,37 +1,35 @@
 """What ``earthgate train`` does, from folders of images to a model file."""
 
-import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from earthgate_geo.data.label_codes import Code, LabelCodes
-from earthgate_geo.data.pairs import Pair, open_pairs
-from earthgate_geo.data.patches import PatchDataset, cut
+from earthgate_geo import __version__
+from earthgate_geo.data.patches import PatchDataset
 from earthgate_geo.data.stream import StepStream
-from earthgate_geo.errors import ClassNameError, DataError
+from earthgate_geo.data.style import StyleBank, StyleInjector, load_bank
+from earthgate_geo.jobs.held_out import Picture, score_held_out
 from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
-from earthgate_geo.metrics import OTHER, UNKNOWN
-from earthgate_geo.model_file import save_model
+from earthgate_geo.jobs.train_images import find_images, told
+from earthgate_geo.model_file import file_digest, save_model
 from earthgate_geo.monitor import Monitor, SilentMonitor
 from earthgate_geo.policies import Tuner
-from earthgate_geo.raster.classes import ClassTable
 from earthgate_geo.raster.destination import Destination, publish
-from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Recipe
 from earthgate_geo.toolbox.attach import settle
 from earthgate_geo.training.fit import STATE, FitOptions, FitRecord, fit, process_rank
+from earthgate_geo.training_report import write_training_report
 from earthgate_geo.training_request import TrainRequest
 
 Document = dict[str, Any]
 
-_MEASURED_IMAGES = 32
 _ANY_GSD = (0.01, 100.0)
-_SHRUNK = 2
-"""Most that a crop is enlarged or shrunk by in training: scenes may differ as much."""
+_DECISIVE = ("start", "classes", "source", "target", "holdout", "styles")
+_POINTS = 200
+"""Most points of a curve in the report."""
 
 _MEAN_OVER = 50
 """Most steps, at the start and at the end, whose mean loss is told."""
@@ -63,11 +61,14 @@ def run_train(request: TrainRequest, monitor: Monitor) -> Document:
             (place.scratch / STATE).unlink(missing_ok=True)
         training = _prepared(request, monitor)
         record = training.train(place.scratch, monitor)
-        document = training.about() | _result(training, record)
+        holdout, pictures = training.score(monitor)
+        document = training.about() | _result(training, record) | {"holdout": holdout}
         built = place.scratch / request.out.name
         document["digest"] = training.save(built, document)
+        document["seconds"]["total"] = time.perf_counter() - started
         publish(built, request.out)
-    document["seconds"]["total"] = time.perf_counter() - started
+        if request.report:
+            write_training_report(request.report, training.page(document, record), pictures)
     return document
 
 
@@ -94,7 +95,10 @@ class _Training:
     start: Start
     tuner: Tuner
     source: PatchDataset
+    held_out: PatchDataset | None
     target: PatchDataset | None
+    holdout: Document | None
+    bank: StyleBank | None
 
     def steps(self, first: int, rank: int, ranks: int) -> StepStream:
         """Return the batches of the steps from ``first`` on."""
@@ -104,7 +108,7 @@ class _Training:
 
     def train(self, folder: Path, monitor: Monitor) -> FitRecord:
         """Train; the state is kept in ``folder``."""
-        told, device = self.about(), torch_device(self.request.device)
+        about, device = self.about(), torch_device(self.request.device)
         options = FitOptions(
             device=device,
             devices=self.request.devices,
@@ -112,7 +116,8 @@ class _Training:
             strategy=self.request.strategy,
             folder=folder,
             resume=self.request.resume,
-            about={key: told[key] for key in ("start", "classes", "source", "target")}
+            injector=self._injector(),
+            about={key: about[key] for key in _DECISIVE}
             | {"devices": self.request.devices, "bands": self.request.bands},
         )
         return fit(
@@ -124,6 +129,24 @@ class _Training:
             options=options,
         )
 
+    def _injector(self) -> StyleInjector | None:
+        if self.bank is None or self.recipe.styles is None:
+            return None
+        return StyleInjector(self.bank.style(), self.bank, self.recipe.styles)
+
+    def score(self, monitor: Monitor) -> tuple[Document | None, dict[str, Picture]]:
+        """Score the trained model on held-out ground, if there is any, and show it there."""
+        if self.held_out is None or self.holdout is None:
+            return None, {}
+        found, pictures = score_held_out(
+            self.start.segmenter,
+            self.held_out,
+            crop_px=self.recipe.crop_px,
+            device=torch_device(self.request.device),
+            monitor=monitor,
+        )
+        return self.holdout | found, pictures
+
     def about(self) -> Document:
         """Return what is known before the first step."""
         start, config = self.start, self.start.segmenter.config
@@ -134,8 +157,10 @@ class _Training:
         return {
             "classes": list(config.classes.names),
             "gsd": [config.gsd_min_m, config.gsd_max_m],
-            "source": _told(self.source),
-            "target": self.target and _told(self.target),
+            "source": told(self.source),
+            "target": self.target and told(self.target),
+            "holdout": self.holdout,
+            "styles": self.request.styles and file_digest(self.request.styles),
             "start": {
                 "name": start.name,
                 "digest": start.digest,
@@ -148,7 +173,20 @@ class _Training:
             "policy": self.recipe.policy.value,
             "modules": len(self.tuner.toolbox.slots) if self.tuner.toolbox else 0,
             "parameters": counts,
-            "outputs": {"model": str(self.request.out)},
+            "outputs": {role: str(path) for role, path in self.request.outputs().items()},
+        }
+
+    def page(self, document: Document, record: FitRecord) -> Document:
+        """Return what the report needs beyond the result document."""
+        span = -(-len(record.losses) // _POINTS)
+        starts = range(0, len(record.losses), span)
+        facts = ("digest", "policy", "steps", "trained_parameters", "peak_memory_mb", "seconds")
+        return document | {
+            "name": self.request.out.stem,
+            "table": [asdict(entry) for entry in self.start.segmenter.config.classes],
+            "curves": {"loss": [mean(record.losses[first : first + span]) for first in starts]},
+            "provenance": {"earthgate": __version__} | {key: document[key] for key in facts},
+            "command": self.request.command,
         }
 
     def save(self, path: Path, document: Document) -> str:
@@ -163,7 +201,7 @@ class _Training:
             "licence": "not stated",
             "data": {key: document[key] for key in ("source", "target")},
             "start": document["start"] | {"licence": self.start.licence},
-            "training": {key: document[key] for key in keys},
+            "training": {key: document[key] for key in keys} | {"holdout": document["holdout"]},
         }
         return save_model(path, model, card=card, replay=self.start.replay)
 
@@ -172,29 +210,23 @@ def _prepared(request: TrainRequest, monitor: Monitor) -> _Training:
     """Open and check everything, the cheap things first."""
     torch_device(request.device)
     recipe = request.recipe()
-    pairs, known = _labelled(request)
-    ignored = {name for name in known.names if name in request.ignore}
-    targets = open_pairs(request.target, where=request.target_where)[0] if request.target else []
-    kept = [entry for entry in known if entry.name not in ignored]
-    classes = ClassTable(tuple(replace(entry, value=i) for i, entry in enumerate(kept)))
-    start = starting_model(request, classes, crop_px=recipe.crop_px, seed=recipe.seed)
+    bank = load_bank(request.styles) if request.styles else None
+    if request.backbone and not request.weights:
+        monitor.warn(
+            f"The backbone {request.backbone} starts from random weights: what is frozen stays so; "
+            "--weights gives it others"
+        )
+    images = find_images(request, recipe, monitor)
+    start = starting_model(request, images.classes, crop_px=recipe.crop_px, seed=recipe.seed)
     model = start.segmenter
-    low, high = _gsd_range(request, pairs) or (model.config.gsd_min_m, model.config.gsd_max_m)
+    unknown = _ANY_GSD if request.backbone else (model.config.gsd_min_m, model.config.gsd_max_m)
+    low, high = images.gsd_range_m() or unknown
     model.config = replace(model.config, gsd_min_m=low, gsd_max_m=high)
     if (low, high) == _ANY_GSD:
         monitor.warn(
             "The images do not say the ground size of a pixel, so every scene will be mapped at "
             "its own; --gsd says it"
         )
-    if request.backbone and not request.weights:
-        monitor.warn(
-            f"The backbone {request.backbone} starts from random weights: what is frozen stays so; "
-            "--weights gives it others"
-        )
-    values: dict[Code, int] = {OTHER: UNKNOWN, UNKNOWN: UNKNOWN}
-    for entry in known:
-        names = model.config.classes
-        values[entry.value] = UNKNOWN if entry.name in ignored else names.value(entry.name)
     return _Training(
         request=request,
         recipe=recipe,
@@ -206,65 +238,12 @@ def _prepared(request: TrainRequest, monitor: Monitor) -> _Training:
             seed=recipe.seed,
             batch=recipe.batch + recipe.target_batch,
         ),
-        source=_patches(request, pairs, recipe, LabelCodes(values=values)),
-        target=_patches(request, targets, recipe, None) if targets else None,
+        source=images.source(model.config.classes),
+        held_out=images.held_out(model.config.classes),
+        target=images.target(),
+        holdout=images.about_holdout(),
+        bank=bank,
     )
-
-
-def _labelled(request: TrainRequest) -> tuple[list[Pair], ClassTable]:
-    """Return the source's pairs and the classes of its labels."""
-    pairs, classes = open_pairs(request.data, where=request.where)
-    bare = next((pair for pair in pairs if pair.label is None), None)
-    if bare is not None:
-        raise DataError(found=f"{bare.image} has no labels", expected="labelled images to train on")
-    if classes is None:
-        raise DataError(
-            found=f"{request.data} has no classes.json",
-            expected='the names of the labels\' codes, e.g. {"0": "water", "1": "land"}',
-        )
-    foreign = [name for name in request.ignore if name not in classes.names]
-    if foreign:
-        raise ClassNameError(
-            found=f"--ignore {foreign[0]}", expected=f"one of {', '.join(classes.names)}"
-        )
-    return pairs, classes
-
-
-def _patches(
-    request: TrainRequest, pairs: Sequence[Pair], recipe: Recipe, codes: LabelCodes | None
-) -> PatchDataset:
-    bands = request.bands and tuple(request.bands[name] for name in ("red", "green", "blue"))
-    if codes is None:
-        pairs = [replace(pair, label=None) for pair in pairs]
-    patches = cut(pairs, recipe.crop_px * (_SHRUNK if recipe.augment else 1))
-    return PatchDataset(patches, codes=codes, bands=bands or None, scaling="scene")
-
-
-def _gsd_range(request: TrainRequest, pairs: Sequence[Pair]) -> tuple[float, float] | None:
-    """Return the ground sizes that training shows, in metres; None where nobody knows."""
-    sizes = [request.gsd] if request.gsd else []
-    if not sizes:
-        for pair in pairs[:: -(-len(pairs) // _MEASURED_IMAGES)]:
-            try:
-                with open_scene(pair.image) as image:
-                    sizes.append(image.grid.gsd().mean_m)
-            except DataError:
-                continue  # it does not say where it lies
-    if sizes:
-        return min(sizes) / _SHRUNK, max(sizes) * _SHRUNK
-    return _ANY_GSD if request.backbone else None
-
-
-def _told(patches: PatchDataset) -> Document:
-    """Return what tells a set of images from others."""
-    pairs = list(dict.fromkeys(patch.pair for patch in patches.patches))
-    files = [path for pair in pairs for path in (pair.image, pair.label) if path is not None]
-    told = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files)
-    return {
-        "images": len(pairs),
-        "patches": len(patches),
-        "digest": hashlib.sha256(told.encode()).hexdigest(),
-    }
 
 
 def _result(training: _Training, record: FitRecord) -> Document:

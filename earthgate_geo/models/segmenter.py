@@ -1,6 +1,6 @@
 """The composed model: normalisation, backbone, head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -108,12 +108,18 @@ class Segmenter(nn.Module):
             The feature maps, finest first, and the height and width in pixels that they cover:
             the image's, enlarged at the lower and right edge to whole patches.
         """
-        padded = pad_to_patch((images - self.mean) / self.std, self.backbone.patch_px)
+        padded = self.scaled(images)
         return self.backbone(padded), padded.shape[-2:]
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Map images (b, c, h, w) in 0..1 to what the backbone sees: normalised, whole patches."""
+        return pad_to_patch((images - self.mean) / self.std, self.backbone.patch_px)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, c, h, w) in 0..1, any size, to logits (b, classes, h, w)."""
         rows, cols = images.shape[-2:]
-        maps, padded_px = self.features(images)
-        logits = functional.interpolate(self.head(maps), size=padded_px, mode="bilinear")
-        return logits[..., :rows, :cols]
+        return self.logits(*self.features(images))[..., :rows, :cols]
+
+    def logits(self, maps: Sequence[Tensor], covered_px: torch.Size) -> Tensor:
+        """Map what ``features`` returns to logits (b, classes, *covered_px)."""
+        return functional.interpolate(self.head(maps), size=covered_px, mode="bilinear")

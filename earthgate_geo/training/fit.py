@@ -22,7 +22,7 @@ from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.raster.destination import storage_error
 from earthgate_geo.recipe import Policy, Recipe
-from earthgate_geo.training.task import SourceTask, StepsOf
+from earthgate_geo.training.task import Restyle, SourceTask, StepsOf
 
 STATE = "last.ckpt"
 """Name of the state in its folder."""
@@ -61,6 +61,9 @@ class FitOptions:
 
     named: frozenset[int] | None = None
     """Classes that the labels name where ``OTHER`` stands for the rest; None if all."""
+
+    injector: Restyle | None = None
+    """A ``data.style.StyleInjector``, needed where the recipe has styles and nowhere else."""
 
     evaluate: Callable[[Segmenter, int], None] | None = None
     """Given the model, ready to predict, and the number of finished steps; first process only."""
@@ -115,12 +118,13 @@ def fit(
 
     Raises:
         CancelledError: The user or the monitor ended the run.
-        InputError: The state in ``options.folder`` is of another run.
+        InputError: The state in ``options.folder`` is of another run, or ``options.injector`` and
+            the styles of the recipe come without one another.
         EarthgateError: The training diverged.
         StorageError: The state cannot be written.
     """
     options = options or FitOptions()
-    task = SourceTask(model, tuner, steps_of, recipe, named=options.named)
+    task = SourceTask(model, tuner, steps_of, recipe, named=options.named, restyle=options.injector)
     task.workers = options.workers
     task.about = json.loads(json.dumps(recipe.to_json() | dict(options.about)))
     model.train()
@@ -199,7 +203,7 @@ class _Watch:
             if trainer.is_global_zero:
                 fresh.replace(folder / STATE)
         except OSError as error:
-            trained = self._task.tuner.parameters.values()
+            trained = self._task.trained.values()
             needed = 4 * sum(p.numel() * p.element_size() for p in trained)
             raise storage_error(folder / STATE, needed) from error
 

@@ -49,9 +49,24 @@ def task_loss(
     Returns:
         A scalar, 0 where no pixel is known.
     """
+    return head_loss(model, model.features(images), labels, named=named, weights=weights)
+
+
+def head_loss(
+    model: Segmenter,
+    features: tuple[Sequence[Tensor], torch.Size],
+    labels: Tensor,
+    *,
+    named: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return what ``task_loss`` does, from the features of the images."""
+    maps, covered_px = features
     if not isinstance(model.head, SetHead):
-        return partial_cross_entropy(model(images), labels, named=named, weights=weights)
-    maps, (rows, cols) = model.features(images)
+        rows, cols = labels.shape[-2:]
+        logits = model.logits(maps, covered_px)[..., :rows, :cols]
+        return partial_cross_entropy(logits, labels, named=named, weights=weights)
+    rows, cols = covered_px
     missing = (0, cols - labels.shape[-1], 0, rows - labels.shape[-2])
     labels = functional.pad(labels, missing, value=UNKNOWN)
     if weights is not None:

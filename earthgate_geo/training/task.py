@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -19,10 +19,17 @@ from earthgate_geo.models.segmenter import Segmenter
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Recipe
 from earthgate_geo.training.loop import fast_arithmetic
-from earthgate_geo.training.losses import task_loss
+from earthgate_geo.training.losses import head_loss
+from earthgate_geo.training.multitask import Reconstruction
 from earthgate_geo.training.teacher import Teacher
 
 Batch = Mapping[str, Any]
+
+Restyle = Callable[[Tensor, np.random.Generator], Tensor]
+"""Images (batch, band, row, col) in 0..1 in another style, as ``data.style.StyleInjector`` does."""
+
+_IN_STYLE, _STYLE, _HIDDEN = 4, 5, 6
+"""What random numbers are for, beside those of ``data.stream``."""
 
 _ALIGNED_IMAGES = 16
 """Target images behind the class shares that ``Dacs.aligned`` holds to."""
@@ -50,7 +57,9 @@ class SourceTask(LightningModule):
     Every step trains on labelled source images. With ``recipe.dacs`` an averaged teacher labels
     target images, half of the classes of a source image are pasted onto each, and the student
     trains on these, too. Whenever the policy is due it chooses modules: on source labels until
-    there are pseudo-labels, then on those of the target.
+    there are pseudo-labels, then on those of the target. With ``recipe.styles`` all source images
+    of some steps are restyled; with ``recipe.multitask`` hidden parts of them are reconstructed,
+    too. Neither touches the target or the choices.
 
     All that is random in a step is drawn from the seed, the step and the place in the batch or the
     process: a resumed run goes on as if it had never stopped.
@@ -59,7 +68,8 @@ class SourceTask(LightningModule):
         Earth-Adapter's code, arXiv:2504.06220 (AdamW, falling rate, simplified DACS); the recipe
         of CrossEarth-Gate, arXiv:2511.20302, is not known. Ours: unknown pixels are
         never pasted, a choice looks at the images of the coming steps, and bfloat16 where it is
-        native.
+        native. Styled steps and reconstruction: CrossEarth, arXiv:2410.22629; styled images are
+        normalised like all others, which a training build of its authors left out.
 
     Args:
         model: Where ``tuner`` is at work.
@@ -67,6 +77,10 @@ class SourceTask(LightningModule):
         steps_of: The batches.
         recipe: All numbers.
         named: Classes that the labels name where ``OTHER`` stands for the rest; None if all.
+        restyle: Needed where ``recipe.styles`` is set, and nowhere else.
+
+    Raises:
+        InputError: ``restyle`` without ``recipe.styles`` or the other way round.
     """
 
     losses: list[float]
@@ -95,13 +109,26 @@ class SourceTask(LightningModule):
         recipe: Recipe,
         *,
         named: frozenset[int] | None = None,
+        restyle: Restyle | None = None,
     ) -> None:
         super().__init__()
+        if (recipe.styles is None) != (restyle is None):
+            raise InputError(
+                found="a recipe with styles and no bank of them"
+                if restyle is None
+                else "a bank of styles and a recipe without",
+                expected="both or neither",
+            )
         self.strict_loading = False  # a state leaves out what is frozen
         self.model, self.tuner, self.recipe = model, tuner, recipe
         self.losses, self.seconds, self.seconds_selecting = [], 0.0, 0.0
         self.after_step, self.workers, self.about = lambda _: None, 0, recipe.to_json()
-        self._steps_of = steps_of
+        self._steps_of, self._restyle = steps_of, restyle
+        self.beside = (
+            Reconstruction(model, recipe.multitask, crop_px=recipe.crop_px, seed=recipe.seed)
+            if recipe.multitask
+            else None
+        )
         classes = range(len(model.config.classes))
         self._named = None if named is None else torch.tensor([c in named for c in classes])
         self._teacher: Teacher | None = None
@@ -113,12 +140,9 @@ class SourceTask(LightningModule):
             parameter.requires_grad_(True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its falling rate."""
+        """Return AdamW and its rate."""
         optimizer = torch.optim.AdamW(self._groups())
-        steps, power = self.recipe.steps, self.recipe.power
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: (1 - min(step / steps, 1.0)) ** power
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -169,7 +193,7 @@ class SourceTask(LightningModule):
         """
         step = self.trainer.global_step
         self._seed(step)  # again: a choice may have drawn, and must change nothing else
-        loss = self.loss(*batch["source"])
+        loss = self.source_loss(*batch["source"], step=step)
         teacher = self._teaching(step)
         if teacher is not None:
             count = len(batch["target"])
@@ -195,15 +219,61 @@ class SourceTask(LightningModule):
             weights: (batch, row, col), 0..1; what is not weighed counts as 1. Half the weights
                 make half the loss.
         """
+        with fast_arithmetic(images.device):
+            return self._label_loss(self.model.features(images), labels, weights)
+
+    def source_loss(self, images: Tensor, labels: Tensor, *, step: int) -> Tensor:
+        """Return all that a step learns from labelled images, as in ``loss``: styled if it is so.
+
+        With ``recipe.multitask`` the loss of the reconstruction is part of it.
+        """
+        styled = self._styled(images, step)
+        with fast_arithmetic(images.device):
+            features = self.model.features(images if styled is None else styled)
+            loss = self._label_loss(features, labels)
+            if self.beside is None:
+                return loss
+            rngs = self._rngs(_HIDDEN, step, len(images))
+            again = None if styled is None else (styled, features[0])
+            return loss + self.beside.loss(self.model, images, rngs, styled=again)
+
+    def _label_loss(
+        self,
+        features: tuple[Sequence[Tensor], torch.Size],
+        labels: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         if self._named is None:
             labels = labels.masked_fill(labels == OTHER, UNKNOWN)
-        with fast_arithmetic(images.device):
-            loss = task_loss(self.model, images, labels, named=self._named, weights=weights)
+        loss = head_loss(self.model, features, labels, named=self._named, weights=weights)
         if weights is None:
             return loss
         # It is a mean by weight: unsure pixels would count less among themselves, but no less.
         known = labels != UNKNOWN
         return loss * (weights * known).sum() / known.sum().clamp(min=1)
+
+    def _styled(self, images: Tensor, step: int) -> Tensor | None:
+        """Return the images in drawn styles, in all processes of a styled step."""
+        styles, restyle = self.recipe.styles, self._restyle
+        if styles is None or restyle is None:
+            return None
+        drawn = np.random.default_rng((self.recipe.seed, _IN_STYLE, step, 0)).random()
+        if drawn >= styles.probability:
+            return None
+        rngs = self._rngs(_STYLE, step, len(images))
+        singles = zip(torch.split(images, 1), rngs, strict=True)
+        return torch.cat([restyle(image, rng) for image, rng in singles])
+
+    def _rngs(self, use: int, step: int, count: int) -> list[np.random.Generator]:
+        """Return a generator for each of ``count`` images of this process."""
+        places = range(self.global_rank * count, (self.global_rank + 1) * count)
+        return [np.random.default_rng((self.recipe.seed, use, step, place)) for place in places]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All that may ever train, by name: of the model, and of what only training needs."""
+        beside = {} if self.beside is None else dict(self.beside.named_parameters(prefix="beside"))
+        return self.tuner.parameters | beside
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Let the teacher follow, then tell."""
@@ -215,7 +285,7 @@ class SourceTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what training changes; the rest comes with the model."""
-        trained = set(map(id, self.tuner.parameters.values()))
+        trained = set(map(id, self.trained.values()))
         frozen = {name for name, p in self.named_parameters() if id(p) not in trained}
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k not in frozen}
@@ -254,12 +324,12 @@ class SourceTask(LightningModule):
         """Return the optimiser's groups: backbone or not, decayed or not."""
         undecayed = {
             id(parameter)
-            for module in self.model.modules()
+            for module in self.modules()
             for name, parameter in module.named_parameters(recurse=False)
             if isinstance(module, _UNDECAYED) or name == "level_embed"
         }
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.tuner.parameters.items():
+        for name, parameter in self.trained.items():
             place = (name.startswith("backbone."), id(parameter) in undecayed)
             groups.setdefault(place, []).append(parameter)
         recipe = self.recipe

@@ -18,13 +18,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Work in a folder with tiles of two places in ``data``, and a model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EARTHGATE_MODELS", str(tmp_path / "models"))
-    manifests = []
     for place in ("zanzibar_tz", "kampala_ug"):
         write_places(Path("data"), ["a", "b"], place=place)
-        manifests.append(Path("data/fair_buildings/manifest.csv").read_text("utf-8"))
-    head, *others = "".join(manifests).splitlines()
-    lines = [head, *(line for line in others if line != head)]
-    Path("data/fair_buildings/manifest.csv").write_text("\n".join(lines), encoding="utf-8")
     write_model(tmp_path / "small.safetensors")
     return tmp_path
 
@@ -112,7 +107,39 @@ def test_without_setting_or_data_the_ways_on_are_told(capsys) -> None:
     assert main(["bench", SETTING]) == 2
 
     said = capsys.readouterr().err
-    assert said.endswith("Error: Give a SETTING and --data, or --list, or --check.\n")
+    assert said.endswith("Error: Give a SETTING and --data, or --list, --check or --summary.\n")
+
+
+def test_results_become_a_page_and_lines(folder, capsys) -> None:
+    Path("results").mkdir()
+    for seed in ("0", "1"):
+        assert bench(*SMALL, "--seed", seed, "--out", "results") == 0
+    capsys.readouterr()
+
+    assert main(["bench", "--summary", "results", "--out", "results"]) == 0
+
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == ""
+    assert lines[0] == "gate: policy gate, earthgate_tiny, fpn head"
+    assert lines[1].split()[0] == SETTING
+    assert lines[1].split()[-4:] == ["(2", "seeds)", "published", "-"]
+    assert lines[2:] == [
+        f"wrote {Path('results/summary.md')}",
+        f"wrote {Path('results/summary_local.svg')}",
+    ]
+    assert f"| gate, `{SETTING}` | 0, 1 | 2 of 1 + 1 x 16 px |" in (
+        Path("results/summary.md").read_text("utf-8")
+    )
+
+
+def test_a_summary_of_nothing_is_refused(folder, capsys) -> None:
+    assert main(["bench", "--summary", "models"]) == 2
+
+    assert capsys.readouterr().err == (
+        "Error: no result in models; expected what `earthgate bench SETTING --out` wrote, there "
+        "or in folders inside.\n"
+    )
 
 
 def test_data_that_is_missing_is_one_line(folder, capsys) -> None:
@@ -155,9 +182,9 @@ def test_an_interrupted_run_leaves_no_result(folder, start) -> None:
 
 def test_the_options_are_the_ones_that_do_something() -> None:
     wanted = (
-        "--data --out --list --check --model --backbone --weights --head --policy --seed --steps "
-        "--batch --crop --learning-rate --interval --modules --device --overwrite --progress "
-        "--json --quiet --verbose --watch-stdin"
+        "--data --out --list --check --summary --model --backbone --weights --head --policy --seed "
+        "--steps --batch --crop --learning-rate --interval --modules --device --overwrite "
+        "--progress --json --quiet --verbose --watch-stdin"
     )
 
     found = {name for option in cli.commands["bench"].params for name in option.opts}

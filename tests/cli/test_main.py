@@ -9,7 +9,15 @@ from earthgate_cli import options, output
 from earthgate_cli.main import cli, main
 from earthgate_geo.errors import InputError
 
-COMMANDS = ["adapt", "bench", "doctor", "evaluate", "info", "map", "models", "train", "vectorize"]
+COMMANDS = [
+    *("adapt", "bench", "doctor", "evaluate", "info", "map", "models", "styles", "train"),
+    "vectorize",
+]
+CALLS = [
+    [name, *below]
+    for name, command in cli.commands.items()
+    for below in ([[each] for each in getattr(command, "commands", ())] or [[]])
+]
 
 
 @pytest.fixture
@@ -45,9 +53,9 @@ def test_the_commands_are_the_ones_of_the_contract() -> None:
     assert sorted(cli.commands) == COMMANDS
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_and_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--help"]) == 0
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_every_command_has_help_and_json(call: list[str], capsys) -> None:
+    assert main([*call, "--help"]) == 0
     assert "--json" in capsys.readouterr().out
 
 

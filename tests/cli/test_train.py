@@ -1,14 +1,17 @@
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 
 import lessons
 import pytest
+import torch
 from workplace import files
 
 from earthgate_cli.main import main
+from earthgate_geo.data.style import StatisticsStyle, build_bank
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that.
 ENGINE = (
@@ -62,7 +65,7 @@ def test_train_follows_the_progress_protocol_and_tells_the_loss(place, capsys) -
     events = [json.loads(line) for line in err.splitlines()]
     progress = [event for event in events if event["event"] == "progress"]
     assert code == 0
-    assert {event["stage"] for event in progress} == {"train"}
+    assert list(dict.fromkeys(event["stage"] for event in progress)) == ["check", "train"]
     assert progress[-1]["done"] == progress[-1]["total"] == 3
     assert any(e["event"] == "log" and e["message"].startswith("loss ") for e in events)
     assert events[-1]["event"] == "result"
@@ -155,6 +158,14 @@ def test_a_file_of_options_that_makes_no_sense_is_refused(place, capsys, text, s
                 "are about."
             ),
         ),
+        (["--holdout", "1"], "--holdout 1; expected a share in 0..1."),
+        (
+            ["--label-class", "roof", "--label-rest", "roof"],
+            (
+                "--label-class roof with --label-field or as --label-rest; expected one class for "
+                "shapes without a field, and another one for the rest."
+            ),
+        ),
         (["--bands", "red=1"], "--bands for red; expected red, green and blue."),
         (["--modules", "2"], "2 of the modules open; expected a share in 0..1."),
         (["--data", "none"], "none is not a folder; expected a folder of training images."),
@@ -178,12 +189,96 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_nothing(
     assert files(place) == before
 
 
+@pytest.fixture
+def fields(place):
+    """Four scenes of dark and bright ground, each with a vector beside it."""
+    for index in range(4):
+        lessons.furnish_scene(place / "fields", f"field{index}", left=500_000 + 1000 * index)
+    return [*TRAIN, "--data", "fields"]
+
+
+def test_train_says_how_well_it_does_on_ground_that_never_trained(fields, capsys) -> None:
+    code, out, err = run(capsys, *fields, "--report", "report.html", "--holdout", "0.25")
+
+    lines = out.splitlines()
+    command = shlex.join(["earthgate", *fields, "--report", "report.html", "--holdout", "0.25"])
+    assert (code, err) == (0, "")
+    assert lines[3] == "IoU on 2 patches held out:"
+    assert [line.split()[0] for line in lines[4:7]] == ["bright", "dark", "mean"]
+    assert lines[7:] == ["wrote new.safetensors", "wrote report.html"]
+    assert f"<pre>{command}</pre>" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_a_plan_says_what_is_held_out(fields, capsys) -> None:
+    _, out, _ = run(capsys, *fields, "--dry-run")
+
+    assert out.splitlines()[:3] == [
+        "source      4 images, cut into 6",
+        "held out    2 patches",
+        "classes     bright, dark",
+    ]
+
+
+@pytest.mark.parametrize("progress", ["none", "json"])
+def test_all_that_is_wrong_with_a_folder_is_told_a_line_each(fields, capsys, progress) -> None:
+    Path("fields/field1_labels.geojson").unlink()
+    Path("fields/field2.tif").write_bytes(b"no raster")
+    before = files(Path())
+
+    code, out, err = run(capsys, *fields, "--progress", progress)
+
+    sentence = (
+        "2 of 4 scenes cannot train; expected scenes and labels that fit each other. The lines "
+        "below say what is wrong with each."
+    )
+    problems = [
+        f"{Path('fields/field1.tif')} has no labels; expected labelled images to train on.",
+        (
+            f"{Path('fields/field2.tif')} cannot be opened as a raster; expected a file that GDAL "
+            "reads, such as GeoTIFF, VRT or JPEG 2000. See what gdalinfo says about it: gdalinfo "
+            f"{Path('fields/field2.tif')}."
+        ),
+    ]
+    assert (code, out) == (2, "")
+    if progress == "none":
+        assert err.splitlines() == [f"Error: {sentence}", *problems]
+    else:
+        event = json.loads(err.splitlines()[-1])
+        assert event == {"event": "error", "code": 2, "message": sentence, "problems": problems}
+    assert files(Path()) == before
+
+
+def test_a_published_recipe_brings_its_policy_unless_another_is_given(place, capsys) -> None:
+    images = (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(8))
+    build_bank(StatisticsStyle(), images).save(Path("styles.safetensors"))
+    command = [*TRAIN, "--recipe", "crossearth-512", "--styles", "styles.safetensors"]
+
+    _, rein, _ = run(capsys, *command, "--dry-run", "--json")
+    _, gate, _ = run(capsys, *command, "--policy", "gate", "--dry-run", "--json")
+    code, _, err = run(capsys, *TRAIN, "--recipe", "crossearth-512")
+
+    document = json.loads(rein)
+    assert document["policy"] == "rein"
+    assert (document["recipe"]["steps"], document["recipe"]["planned"]) == (3, 4)
+    assert document["recipe"]["styles"]
+    assert document["recipe"]["multitask"]
+    assert json.loads(gate)["policy"] == "gate"
+    assert (code, err) == (
+        2,
+        (
+            "Error: --recipe crossearth-512 without --styles; expected the styles that it mixes "
+            "images with. Make them from a folder of images: earthgate styles build.\n"
+        ),
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
 def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(place, start, capsys) -> None:
     command = [*TRAIN, "--steps", "40", "--progress", "json"]
     child = start(ENGINE, *command)
-    while json.loads(child.stderr.readline()).get("done", 0) < 2:
-        pass
+    event = {}
+    while event.get("stage") != "train" or event["done"] < 2:
+        event = json.loads(child.stderr.readline())
 
     os.kill(child.pid, signal.SIGINT)
     errors = child.communicate(timeout=60)[1].splitlines()

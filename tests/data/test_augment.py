@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgate_geo.data.augment import plain_crop, random_crop
+from earthgate_geo.data.augment import plain_crop, random_blocks, random_crop
 from earthgate_geo.metrics import OTHER, UNKNOWN
 
 crops = pytest.mark.parametrize("crop", [random_crop, plain_crop])
@@ -191,3 +191,20 @@ def test_a_crop_repeats_with_its_generator_and_leaves_the_patch_alone(crop):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["image"], other["image"])
     assert all(torch.equal(item[name], before[name]) for name in item)
+
+
+def test_random_blocks_are_whole_and_begin_in_the_corner():
+    mask = random_blocks(50, 70, share=0.5, block_px=16, rng=np.random.default_rng(0))
+
+    assert mask.shape == (50, 70)
+    assert 0 < int(mask.sum()) < mask.numel()
+    corners = mask[::16, ::16]
+    grown = corners.repeat_interleave(16, 0).repeat_interleave(16, 1)[:50, :70]
+    assert torch.equal(mask, grown)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0])
+def test_each_block_is_drawn_with_the_wanted_probability(share):
+    mask = random_blocks(100, 100, share=share, block_px=1, rng=np.random.default_rng(0))
+
+    assert float(mask.float().mean()) == pytest.approx(share, abs=0.02)

@@ -146,8 +146,9 @@ def test_a_folder_laid_out_otherwise_is_refused(tmp_path):
 
     assert isinstance(error, DataError)
     assert str(error) == (
-        f"{tmp_path} holds neither images/ nor a manifest.csv; expected images/ beside labels/ "
-        "with files of the same names, or a manifest.csv with the columns image and label."
+        f"{tmp_path} holds neither images nor images/ nor a manifest.csv; expected scene.tif "
+        "beside scene_labels.gpkg or scene_labels.tif, images/ beside labels/ with files of the "
+        "same names, or a manifest.csv with the columns image and label."
     )
 
 
@@ -160,14 +161,24 @@ def test_a_folder_without_images_is_refused(tmp_path):
     )
 
 
-def test_an_image_without_labels_is_named(tmp_path):
-    furnish(tmp_path, "images/a.tif", "images/b.tif", "images/c.tif", "labels/b.tif")
+def test_an_image_without_labels_is_one_that_nobody_labelled(tmp_path):
+    furnish(tmp_path, "images/a.tif", "images/b.tif", "labels/b.gpkg")
 
-    assert str(refusal(tmp_path)) == (
-        f"2 of 3 images have no labels, the first is {tmp_path / 'images' / 'a.tif'}; expected a "
-        f"file of the same name in {tmp_path / 'labels'}, with any ending. List the images that "
-        "have labels in a manifest.csv, or move the others away."
-    )
+    pairs, _ = open_pairs(tmp_path)
+
+    assert [pair.label for pair in pairs] == [None, tmp_path / "labels" / "b.gpkg"]
+
+
+@pytest.mark.parametrize("ending", [".tif", ".gpkg", ".geojson", ".shp", ".fgb"])
+def test_scenes_have_their_labels_beside_them(tmp_path, ending):
+    furnish(tmp_path, "a.tif", f"a_labels{ending}", "a_truth.tif", "a_dsm.tif", "b.jp2", "a.txt")
+
+    pairs, _ = open_pairs(tmp_path)
+
+    assert pairs == [
+        Pair(tmp_path / "a.tif", tmp_path / f"a_labels{ending}"),
+        Pair(tmp_path / "b.jp2"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["a/1.tif", "truth/3.png"])
@@ -178,6 +189,22 @@ def test_a_file_that_the_manifest_names_and_is_not_there_is_named(manifest, name
         f"{manifest / 'manifest.csv'} names {manifest / name}, which is not there; expected paths "
         "of files, from the folder of the manifest."
     )
+
+
+def test_all_files_that_the_manifest_names_and_are_not_there_are_listed(manifest):
+    for name in ("a/1.tif", "truth/3.png"):
+        (manifest / name).unlink()
+
+    error = refusal(manifest)
+
+    assert str(error) == (
+        f"{manifest / 'manifest.csv'} names 2 files that are not there; expected paths of files, "
+        "from the folder of the manifest."
+    )
+    assert error.__notes__ == [
+        f"{manifest / 'a' / '1.tif'} is not there.",
+        f"{manifest / 'truth' / '3.png'} is not there.",
+    ]
 
 
 def test_a_wish_that_no_line_fulfils_names_the_values_there_are(manifest):

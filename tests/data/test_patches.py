@@ -16,11 +16,17 @@ from rasters import RasterSpec, write_raster
 
 from earthgate_geo.data.label_codes import LabelCodes
 from earthgate_geo.data.pairs import Pair, open_pairs
-from earthgate_geo.data.patches import Patch, PatchDataset, cut
+from earthgate_geo.data.patches import (
+    Patch,
+    PatchDataset,
+    cut,
+    joint_radiometry,
+    patches_of,
+)
 from earthgate_geo.errors import BandError, DataError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.raster.grid import Size, Window
-from earthgate_geo.raster.read import open_scene
+from earthgate_geo.raster.read import SceneOptions, open_scene
 
 UNPLACED = {"crs": None, "transform": None}
 WHOLE = Window(0, 0, Size(60, 80))
@@ -94,6 +100,65 @@ def test_patches_of_several_pairs_stay_with_their_pair(pair, tmp_path):
         (pair, Window(0, 20, Size(60, 60))),
         (small, Window(0, 0, Size(20, 40))),
     ]
+
+
+@given(rows=st.integers(1, 60), cols=st.integers(1, 60), patch_px=st.integers(1, 40))
+@settings(max_examples=20, deadline=None)
+def test_patches_that_train_hold_every_pixel_once(tmp_path_factory, rows, cols, patch_px):
+    folder = tmp_path_factory.mktemp("image")
+    write_raster(folder / "image.tif", RasterSpec(rows=rows, cols=cols))
+
+    with open_scene(folder / "image.tif") as image:
+        patches = patches_of(Pair(folder / "image.tif"), image, patch_px)
+
+    seen = np.zeros((rows, cols), int)
+    for patch in patches:
+        at = patch.window
+        seen[at.row : at.row_stop, at.col : at.col_stop] += 1
+        assert at.size.rows in range(min(rows, patch_px * 2 // 3), patch_px * 3 // 2 + 2)
+    assert (seen == 1).all()
+
+
+def test_scenes_of_any_resolution_are_shown_at_the_one_that_is_asked_for(tmp_path):
+    labels = np.kron(np.indices((3, 4)).sum(0) % 2, np.ones((20, 20), int)).astype(np.uint8)
+    values = np.stack([labels * 200 + 20] * 3).astype(np.uint8)
+    write_raster(tmp_path / "image.tif", values=values)
+    write_raster(tmp_path / "labels.tif", values=labels[None])
+    pair = Pair(tmp_path / "image.tif", tmp_path / "labels.tif")
+
+    with open_scene(pair.image) as image:
+        patches = patches_of(pair, image, 64, gsd_m=1.0)
+    item = PatchDataset(patches, codes=LabelCodes.of_indices(2))[0]
+
+    assert [(p.window, p.network) for p in patches] == [(WHOLE, Size(30, 40))]
+    assert_array_equal(item["mask"], labels[::2, ::2])
+    assert_array_equal(item["image"][0], (values[0, ::2, ::2] / np.float32(255)))
+    assert item["valid"].all()
+
+
+def test_an_image_without_a_place_keeps_its_pixels(pair):
+    with open_scene(pair.image, SceneOptions(placed=False)) as image:
+        assert patches_of(pair, image, 100, gsd_m=1.0) == [Patch(pair, WHOLE)]
+
+
+def test_images_of_one_scene_share_its_statistics(tmp_path):
+    mosaic = np.linspace(0, 60000, 3 * 40 * 80).reshape(3, 40, 80).astype(np.uint16)
+    write_raster(tmp_path / "mosaic.tif", values=mosaic)
+    pairs = []
+    for index, name in enumerate(("left", "right")):
+        part = np.ascontiguousarray(mosaic[:, :, index * 40 : index * 40 + 40])
+        write_raster(tmp_path / f"{name}.tif", RasterSpec(**UNPLACED), values=part)
+        pairs.append(Pair(tmp_path / f"{name}.tif", None, {"scene": "mosaic"}))
+    alone = Pair(tmp_path / "mosaic.tif", None, {"scene": ""})
+
+    shared = joint_radiometry([*pairs, alone])
+    whole = item_of(tmp_path / "mosaic.tif", scaling="scene")["image"]
+    parts = PatchDataset([Patch(p) for p in pairs], scaling="scene", radiometry=shared)
+
+    assert set(shared) == {str(pair.image) for pair in pairs}
+    joined = torch.cat([parts[0]["image"], parts[1]["image"]], 2)
+    torch.testing.assert_close(joined, whole, atol=1e-6, rtol=0)
+    assert torch.equal(parts.without_labels()[1]["image"], parts[1]["image"])
 
 
 @pytest.mark.parametrize("window", [None, Window(7, 11, Size(20, 30))])

@@ -2,15 +2,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import lessons
+import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
+from rasters import RasterSpec, write_raster
 from workplace import files
 
+from earthgate_geo.data.style import StatisticsStyle, build_bank
 from earthgate_geo.errors import CancelledError, EarthgateError, InputError
 from earthgate_geo.jobs.adapt import run_adapt
 from earthgate_geo.jobs.inventory import describe
 from earthgate_geo.jobs.map import run_map
 from earthgate_geo.jobs.train import plan_train, run_train
+from earthgate_geo.jobs.train_images import find_images
 from earthgate_geo.model_file import load_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy
@@ -30,15 +36,20 @@ QUICK = TrainRequest(
 
 
 class Watch(SilentMonitor):
-    """Remembers what it was told, and cancels after a step."""
+    """Remembers what it was told of a stage, and cancels after a step of it."""
 
-    def __init__(self, *, last=None) -> None:
-        self.last, self.done, self.warnings = last, [], []
+    def __init__(self, *, last=None, of="train") -> None:
+        self.last, self.of, self.done, self.warnings = last, of, [], []
+        self.open = ""
+
+    def stage(self, name, total) -> None:
+        self.open = name
 
     def update(self, done) -> None:
-        self.done.append(done)
-        if done == self.last:
-            raise CancelledError
+        if self.open == self.of:
+            self.done.append(done)
+            if done == self.last:
+                raise CancelledError
 
     def warn(self, message) -> None:
         self.warnings.append(message)
@@ -174,12 +185,8 @@ def test_no_resume_forgets_a_run_even_if_it_is_cancelled_at_once(place):
     with pytest.raises(CancelledError):
         run_train(QUICK, Watch(last=1))
 
-    class Impatient(Watch):
-        def stage(self, name, total) -> None:
-            raise CancelledError
-
     with pytest.raises(CancelledError):
-        run_train(replace(QUICK, resume=False), Impatient())
+        run_train(replace(QUICK, resume=False), Watch(last=1, of="check"))
 
     assert not any(".earthgate" in name for name in files(place))
 
@@ -236,13 +243,18 @@ def test_images_without_labels_or_names_are_refused_and_nothing_is_left(place):
 
     assert _refused(data=Path("bare")) == (
         2,
-        f"{Path('bare/images/0.tif')} has no labels; expected labelled images to train on.",
+        (
+            "bare holds 3 images and no labels; expected labels/ with files of the images' names, "
+            "scene_labels.gpkg or scene_labels.tif beside scene.tif, or a manifest.csv with a "
+            "column label."
+        ),
     )
     assert _refused(data=Path("nameless")) == (
         2,
         (
-            "nameless has no classes.json; expected the names of the labels' codes, e.g. "
-            '{"0": "water", "1": "land"}.'
+            "rasters of labels without names of their codes; expected a classes.json in the "
+            "folder, e.g. "
+            '{"0": "water", "1": "land"}. Or name them with --label-map 0=water,1=land.'
         ),
     )
     assert files(place) == before
@@ -262,3 +274,123 @@ def test_an_adapter_is_no_start(place):
             "Start from its base open."
         ),
     )
+
+
+@pytest.fixture
+def fields(place):
+    for index in range(4):
+        lessons.furnish_scene(place / "fields", f"field{index}", left=500_000 + 1000 * index)
+    return replace(QUICK, data=Path("fields"), steps=8)
+
+
+def test_a_folder_of_scenes_with_vectors_becomes_a_model_and_a_report(fields):
+    document = run_train(
+        replace(fields, steps=30, report=Path("report.html"), command="earthgate train"),
+        SilentMonitor(),
+    )
+
+    holdout = document["holdout"]
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert document["classes"] == ["bright", "dark"]
+    assert document["outputs"] == {"model": "new.safetensors", "report": "report.html"}
+    assert (holdout["share"], holdout["patches"], holdout["left_out"]) == (0.2, 2, 0)
+    assert holdout["scored"] == 2
+    assert document["source"]["patches"] == 6
+    assert {entry["name"] for entry in holdout["scores"]["classes"]} == {"bright", "dark"}
+    assert holdout["scores"]["pixels"] == 2 * 64 * 64
+    assert describe("new.safetensors")["card"]["training"]["holdout"] == holdout
+    assert f"the mean IoU is {holdout['scores']['mean_iou']:.1%}." in page
+    assert "<pre>earthgate train</pre>" in page
+
+
+def test_held_out_ground_changes_nothing_in_training(place, fields):
+    request = replace(fields, policy="head-only", holdout=0.2)
+    first = run_train(request, SilentMonitor())
+    trained = load_model("new.safetensors").segmenter.state_dict()
+    held_out = {
+        patch.window: patch.pair.image
+        for patch in find_images(request, request.recipe(), SilentMonitor()).split.held_out
+    }
+    for window, path in held_out.items():
+        with rasterio.open(path, "r+") as scene:
+            values = scene.read()
+            part = np.s_[:, window.row : window.row_stop, window.col : window.col_stop]
+            values[part] = values[part][:, ::-1]  # other pixels of the same statistics
+            scene.write(values)
+
+    second = run_train(replace(request, overwrite=True), SilentMonitor())
+
+    again = load_model("new.safetensors").segmenter.state_dict()
+    assert all(torch.equal(trained[key], again[key]) for key in trained)
+    assert first["loss"] == second["loss"]
+
+
+def test_a_run_stopped_while_it_scores_goes_on_there(fields):
+    whole = run_train(fields, SilentMonitor())
+    request = replace(fields, overwrite=True)
+
+    with pytest.raises(CancelledError):
+        run_train(request, Watch(last=1, of="score"))
+    watch = Watch()
+    resumed = run_train(request, watch)
+
+    assert watch.done == []
+    assert (resumed["digest"], resumed["holdout"]) == (whole["digest"], whole["holdout"])
+
+
+def test_another_share_of_held_out_ground_is_another_training(fields):
+    with pytest.raises(CancelledError):
+        run_train(fields, Watch(last=1))
+
+    with pytest.raises(InputError, match=r"an unfinished run with holdout"):
+        run_train(replace(fields, holdout=0.0), SilentMonitor())
+
+
+def test_ground_that_all_images_share_is_held_out_only_if_nobody_asks(place):
+    assert plan_train(QUICK, SilentMonitor())["holdout"] is None
+    assert _refused(holdout=0.2) == (
+        2,
+        (
+            "--holdout 0.2 of images that all share their ground; expected two or more places. "
+            "Pass --holdout 0 to train on all of it."
+        ),
+    )
+
+
+def test_one_ground_size_may_be_asked_for(fields):
+    document = plan_train(replace(fields, gsd=1.0), SilentMonitor())
+
+    assert document["gsd"] == [0.5, 2.0]
+    assert document["source"]["patches"] + document["holdout"]["patches"] == 4
+
+
+def test_sizes_that_arefar_apart_are_told(place, fields):
+    far = RasterSpec(rows=64, cols=128, transform=Affine(10, 0, 600_000, 0, -10, 5_200_000))
+    write_raster(place / "fields" / "far.tif", far)
+    write_raster(place / "fields" / "far_labels.tif", far, values=np.zeros((1, 64, 128), np.uint8))
+    (place / "fields" / "classes.json").write_text('{"0": "dark", "1": "bright"}')
+    watch = Watch()
+
+    plan_train(fields, watch)
+
+    (warning,) = watch.warnings
+    assert warning == (
+        "Pixels of 0.5 to 10 m on the ground train together, each scene at its own; --gsd shows "
+        "all at one"
+    )
+
+
+def test_styles_and_reconstruction_are_part_of_the_recipe_and_not_of_the_model(place, fields):
+    images = (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(8))
+    build_bank(StatisticsStyle(), images).save(place / "styles.safetensors")
+    request = replace(fields, styles=Path("styles.safetensors"), multitask=True, steps=3)
+
+    document = run_train(request, SilentMonitor())
+
+    plain = run_train(replace(fields, out=Path("plain.safetensors"), steps=3), SilentMonitor())
+    new, old = (load_model(f"{name}.safetensors").segmenter for name in ("new", "plain"))
+    assert document["recipe"]["styles"]["probability"] == 0.1
+    assert document["recipe"]["multitask"]["masked"] == 0.1
+    assert plain["recipe"]["styles"] is plain["recipe"]["multitask"] is None
+    assert set(new.state_dict()) == set(old.state_dict())
+    assert document["loss"] != plain["loss"]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from networks import small_config, small_segmenter
+from networks import FAMILIES, small_config, small_segmenter
 from torch.nn import functional
 
 from earthgate_geo.errors import InputError
@@ -9,19 +9,6 @@ from earthgate_geo.models.heads import default_head
 from earthgate_geo.models.segmenter import SegmenterConfig
 from earthgate_geo.toolbox.attach import attach, fold
 from earthgate_geo.toolbox.base import ToolboxConfig
-
-SMALL = {"embed_dim": 64, "num_heads": 2, "depth": 4}
-FAMILIES = [
-    ("earthgate_tiny", {"dim": 64, "depth": 4, "stem": [16, 16, 32]}),
-    ("vit_tiny_patch16_224", SMALL),
-    ("vit_base_patch16_224.mae", SMALL | {"img_size": 128}),
-    ("vit_small_patch14_reg4_dinov2", SMALL),
-    ("vit_small_patch14_dinov2", SMALL | {"patch_size": 16, "img_size": [64, 96]}),
-    ("vit_small_patch14_reg4_dinov2", SMALL | {"patch_size": 16, "img_size": [96, 64]}),
-    ("vit_small_patch16_dinov3", SMALL),
-    ("vit_small_patch16_dinov3_qkvb", SMALL),
-    ("samvit_base_patch16", SMALL),
-]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (50, 33)])

@@ -11,16 +11,19 @@ import torch
 from networks import small_segmenter
 from steps import ColourSteps
 
+from earthgate_geo.data.style import StatisticsStyle, StyleInjector, build_bank
 from earthgate_geo.errors import CancelledError, EarthgateError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.policies import Tuner
-from earthgate_geo.recipe import Dacs, Policy, Recipe, Selection
+from earthgate_geo.recipe import Dacs, MultiTask, Policy, Recipe, Selection, Styles
 from earthgate_geo.toolbox.base import ToolboxConfig
 from earthgate_geo.training.fit import STATE, FitOptions, fit
 
 SUPERVISED = Recipe(steps=6, batch=2, learning_rate=1e-3, selection=Selection(interval=2, images=2))
 ADAPTED = replace(SUPERVISED, steps=8, target_batch=2, dacs=Dacs(start=0.4, aligned=True))
+STYLES = Styles(probability=0.5, strength=0.5, block_px=8)
+MULTITASK = MultiTask(masked=0.3, block_px=8, extractor=True)
 
 
 class Ending(SilentMonitor):
@@ -61,6 +64,12 @@ def _run(recipe, *, monitor=None, steps_of=ColourSteps, **options):
         options=FitOptions(**options),
     )
     return model, tuner, record
+
+
+def _injector():
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    style = StatisticsStyle()
+    return StyleInjector(style, build_bank(style, images), STYLES)
 
 
 def _equal(one, other):
@@ -162,6 +171,43 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, policy):
     assert again.history == tuner.history
     assert again.scores == tuner.scores
     assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
+@pytest.mark.parametrize("policy", [Policy.GATE, Policy.REIN])
+def test_with_styles_and_reconstruction_a_resumed_run_ends_as_one_that_never_stopped(
+    tmp_path, policy
+):
+    recipe = replace(ADAPTED, policy=policy, styles=STYLES, multitask=MULTITASK, crop_px=32)
+    whole, _, record = _run(recipe, injector=_injector())
+    with pytest.raises(CancelledError):
+        _run(recipe, monitor=Ending(5, by=cancel), folder=tmp_path, injector=_injector())
+
+    resumed, _, total = _run(recipe, folder=tmp_path, injector=_injector())
+
+    assert _equal(resumed, whole)
+    assert total.losses == record.losses
+
+
+def test_styles_and_reconstruction_change_what_is_learned_and_leave_nothing_in_the_model():
+    plain, _, record = _run(SUPERVISED)
+    changes = [{"styles": STYLES}, {"multitask": MULTITASK}]
+
+    for change in changes:
+        injector = _injector() if "styles" in change else None
+        model, _, other = _run(replace(SUPERVISED, crop_px=32, **change), injector=injector)
+        assert other.losses != record.losses
+        assert not _equal(model, plain)
+        assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_choice_of_modules_looks_at_labels_alone():
+    first = replace(SUPERVISED, steps=1, crop_px=32)
+    both = replace(first, styles=replace(STYLES, probability=1), multitask=MULTITASK)
+
+    _, tuner, _ = _run(first)
+    _, other, _ = _run(both, injector=_injector())
+
+    assert tuner.scores == other.scores
 
 
 def test_a_killed_run_goes_on_from_its_last_state(tmp_path):

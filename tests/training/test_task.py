@@ -6,21 +6,34 @@ from networks import small_segmenter
 from steps import ColourSteps
 from torch import nn
 
+from earthgate_geo.errors import InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.policies import Tuner
-from earthgate_geo.recipe import Policy, Recipe
+from earthgate_geo.recipe import MultiTask, Policy, Recipe, Styles
 from earthgate_geo.training.task import SourceTask
 
 
-def _task(policy=Policy.HEAD_ONLY, *, named=None, **changes):
-    recipe = replace(Recipe(steps=10, policy=policy), **changes)
+def _task(policy=Policy.HEAD_ONLY, *, named=None, restyle=None, **changes):
+    recipe = replace(Recipe(steps=10, policy=policy, crop_px=32), **changes)
     model = small_segmenter()
-    return SourceTask(model, _tuner(model, recipe), ColourSteps, recipe, named=named)
+    tuner = _tuner(model, recipe)
+    return SourceTask(model, tuner, ColourSteps, recipe, named=named, restyle=restyle)
 
 
 def _tuner(model, recipe):
     return Tuner(model, recipe.policy, selection=recipe.selection, seed=recipe.seed)
+
+
+class Shades:
+    """Darkens images by a drawn amount, and keeps the draws."""
+
+    def __init__(self) -> None:
+        self.drawn = []
+
+    def __call__(self, images, rng):
+        self.drawn.append(rng.random())
+        return images * self.drawn[-1]
 
 
 def _groups(task):
@@ -132,3 +145,92 @@ def test_other_says_something_only_where_some_classes_are_not_named():
 
     assert torch.equal(full.loss(images, other), full.loss(images, unknown))
     assert not torch.equal(partly.loss(images, other), partly.loss(images, unknown))
+
+
+def test_without_styles_and_reconstruction_the_labels_are_all_there_is_to_learn():
+    images, labels = ColourSteps().batch(0)["source"]
+    task = _task()
+
+    assert torch.equal(task.source_loss(images, labels, step=3), task.loss(images, labels))
+
+
+def test_styled_images_are_normalised_like_all_others():
+    images, labels = ColourSteps().batch(0)["source"]
+    shades = Shades()
+    task = _task(restyle=shades, styles=Styles(probability=1))
+    seen = []
+    task.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    task.source_loss(images, labels, step=0)
+
+    styled = images * torch.tensor(shades.drawn)[:, None, None, None]
+    torch.testing.assert_close(seen, [(styled - 0.5) / 0.25])
+
+
+def test_every_image_of_a_styled_step_has_a_style_of_its_own_and_keeps_it_when_asked_again():
+    images, labels = ColourSteps().batch(0)["source"]
+    shades = Shades()
+    task = _task(restyle=shades, styles=Styles(probability=1))
+
+    for step in (0, 0, 1):
+        task.source_loss(images, labels, step=step)
+
+    first, again, later = shades.drawn[:2], shades.drawn[2:4], shades.drawn[4:]
+    assert first == again
+    assert len({*first, *later}) == 4
+
+
+def test_the_seed_decides_which_steps_are_styled_and_they_are_as_many_as_wanted():
+    images, labels = ColourSteps().batch(0)["source"]
+
+    def styled(seed):
+        shades, steps = Shades(), set()
+        task = _task(restyle=shades, styles=Styles(probability=0.25), seed=seed)
+        with torch.no_grad():
+            for step in range(60):
+                before = len(shades.drawn)
+                task.source_loss(images[:1, :, :16, :16], labels[:1, :16, :16], step=step)
+                steps |= {step} if len(shades.drawn) > before else set()
+        return steps
+
+    steps = styled(0)
+
+    assert 8 <= len(steps) <= 22
+    assert steps == styled(0) != styled(1)
+
+
+def test_a_step_learns_from_labels_and_from_reconstruction():
+    images, labels = ColourSteps().batch(0)["source"]
+    task = _task(multitask=MultiTask(masked=0.5, block_px=8))
+
+    with torch.no_grad():
+        together, later = (task.source_loss(images, labels, step=step) for step in (0, 1))
+        labelled = task.loss(images, labels)
+
+    assert 0.1 < float(together - labelled) < 3
+    assert float(later) != float(together)
+
+
+def test_what_reconstructs_trains_as_the_head_does_and_is_no_part_of_the_model():
+    task = _task(Policy.FULL, learning_rate=0.01, multitask=MultiTask(extractor=True))
+
+    groups = _groups(task)
+
+    beside = dict(task.beside.named_parameters())
+    assert {"token", "head.paint.weight", "extractor.look.0.0.weight"} <= beside.keys()
+    assert {groups[id(p)]["lr"] for p in beside.values()} == {0.01}
+    assert not {id(p) for p in beside.values()} & {id(p) for p in task.model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("restyle", "styles", "sentence"),
+    [
+        (None, Styles(), "a recipe with styles and no bank of them; expected both or neither."),
+        (Shades(), None, "a bank of styles and a recipe without; expected both or neither."),
+    ],
+)
+def test_styles_and_their_bank_come_together(restyle, styles, sentence):
+    with pytest.raises(InputError) as refused:
+        _task(restyle=restyle, styles=styles)
+
+    assert str(refused.value) == sentence

@@ -15,6 +15,13 @@ from earthgate_cli import options, output, summary
 @click.option("--out", type=options.FilePath, metavar="DIR", help="Folder for the result.")
 @click.option("--list", "listing", is_flag=True, help="List the settings and do nothing else.")
 @click.option("--check", type=options.FilePath, metavar="ROOT", help="Say what data is in ROOT.")
+@click.option(
+    "--summary",
+    "results",
+    type=options.FilePath,
+    metavar="DIR",
+    help="Put the results in DIR beside the published ones; --out takes the page.",
+)
 @options.start
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps to train.")
@@ -32,6 +39,7 @@ def command(
     data: Path | None,
     listing: bool,
     check: Path | None,
+    results: Path | None,
     speech: output.Speech,
     **asked: Any,
 ) -> None:
@@ -43,8 +51,14 @@ def command(
         speech.result(earthgate_geo.list_settings(), summary.settings_lines)
     elif check is not None:
         speech.run(lambda _: earthgate_geo.check_settings(check), summary.check_lines)
+    elif results is not None:
+        out, overwrite = asked["out"], asked["overwrite"]
+        speech.run(
+            lambda _: earthgate_geo.summarise_bench(results, out=out, overwrite=overwrite),
+            summary.bench_summary_lines,
+        )
     elif setting is None or data is None:
-        raise click.UsageError("Give a SETTING and --data, or --list, or --check.")
+        raise click.UsageError("Give a SETTING and --data, or --list, --check or --summary.")
     else:
         request = earthgate_geo.BenchRequest(
             setting=setting, data=data, model_folder=options.model_folder(), **asked

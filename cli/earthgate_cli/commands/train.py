@@ -1,11 +1,13 @@
 """``earthgate train``."""
 
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import earthgate_geo
 from earthgate_cli import options, output, summary
@@ -41,15 +43,28 @@ def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     is_eager=True,
     callback=_settings,
     metavar="DIR|TOML",
-    help="Labelled images, or a file of these options: steps = 2000.",
+    help="Scenes with their labels, or a file of these options: steps = 2000.",
 )
+@options.label_rules
+@click.option("--label-rest", metavar="CLASS", help="Class of what no shape covers.")
+@click.option("--holdout", type=float, metavar="SHARE", help="Ground that only scores [0.2].")
 @click.option("--where", type=options.words, metavar="COL=VAL,...", help="Of the manifest.")
 @click.option("--ignore", multiple=True, metavar="CLASS", help="Class that means unknown.")
 @click.option("--target", type=options.FilePath, metavar="DIR", help="Images of the target.")
 @click.option("--target-where", type=options.words, metavar="COL=VAL,...", help="Of its manifest.")
 @click.option("--bands", type=options.numbers, metavar="NAME=N,...", help="Red, green and blue.")
-@click.option("--gsd", type=float, metavar="M", help="Ground size of a pixel, if images lack it.")
+@click.option("--gsd", type=float, metavar="M", help="Show all at this ground size [their own].")
+@click.option("--assume-crs", metavar="CRS", help="CRS of scenes that name none.")
 @click.option("--out", required=True, type=options.FilePath, help="Model file to write.")
+@click.option("--report", type=options.FilePath, help="HTML page about the run to write.")
+@click.option("--styles", type=options.FilePath, metavar="FILE", help="Of earthgate styles build.")
+@click.option("--multitask", is_flag=True, help="Learn to reconstruct hidden parts, too.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=click.Choice(["crossearth-512", "crossearth-1024"]),
+    help="Numbers of a paper; options beside it win.",
+)
 @options.start
 @click.option("--steps", type=click.IntRange(min=1), help="Steps to train [default: 20000].")
 @click.option("--batch", type=click.IntRange(min=1), help="Images in a step [4; 2 and 2].")
@@ -70,9 +85,16 @@ def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @options.overwrite
 @options.dry_run
 @options.job_speech
-def command(*, dry_run: bool, speech: output.Speech, **asked: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, *, dry_run: bool, speech: output.Speech, **asked: Any) -> None:
     """Train a model on labelled images, and on the unlabelled ones of a target."""
-    request = earthgate_geo.TrainRequest(model_folder=options.model_folder(), **asked)
+    if asked["recipe_name"] and ctx.get_parameter_source("policy") is ParameterSource.DEFAULT:
+        asked["policy"] = None  # the recipe's
+    request = earthgate_geo.TrainRequest(
+        model_folder=options.model_folder(),
+        command=shlex.join(["earthgate", *ctx.obj]),
+        **asked,
+    )
     request.check()  # before torch is loaded, which takes seconds
     if dry_run:
         speech.run(
