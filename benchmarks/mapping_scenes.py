@@ -9,6 +9,7 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window as RasterioWindow
 from torch import nn
 
@@ -65,8 +66,13 @@ def write_crop(path: Path, scene: Path, rows: slice, cols: slice) -> Path:
     with rasterio.open(scene) as source:
         profile = source.profile | {"height": window.height, "width": window.width}
         profile["transform"] = source.window_transform(window)
-        with rasterio.open(path, "w", **profile) as target:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(path, "w", **profile) as target,
+        ):
             target.write(source.read(window=window))
+            if MaskFlags.per_dataset in source.mask_flag_enums[0] and source.count < 4:
+                target.write_mask(source.dataset_mask(window=window))
     return path
 
 

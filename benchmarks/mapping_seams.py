@@ -113,13 +113,19 @@ def agreement_rows(
 
 
 def alike(whole: Mapped, part: Mapped, row: int, col: int) -> tuple[str, ...]:
-    """Return the share of labels alike inside and overall, and the mean change of a probability."""
+    """Return the share of labels alike inside and overall, and the mean change of a probability.
+
+    Of pixels with data.
+    """
     rows, cols = part.labels.shape
     here = (slice(row, row + rows), slice(col, col + cols))
+    valid = whole.labels[here] != NODATA
     same = whole.labels[here] == part.labels
-    inner = same[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
-    change = np.abs(whole.probabilities[:, *here].astype(np.int16) - part.probabilities).mean()
-    return f"{inner.mean():.4%}", f"{same.mean():.4%}", f"{change / 254:.5f}"
+    inside = slice(BORDER_PX, -BORDER_PX)
+    inner = same[inside, inside][valid[inside, inside]]
+    change = np.abs(whole.probabilities[:, *here].astype(np.int16) - part.probabilities)[:, valid]
+    told = f"{inner.mean():.4%}" if inner.size else "no pixel"
+    return told, f"{same[valid].mean():.4%}", f"{change.mean() / 254:.5f}"
 
 
 def energy_row(mapped: Sequence[Mapped]) -> tuple[str, ...]:

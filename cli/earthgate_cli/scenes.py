@@ -78,7 +78,7 @@ def _listed(path: Path) -> list[str]:
             found=f"the list {path} cannot be read",
             expected="a text file in UTF-8 with one scene a line",
         ) from error
-    entries = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    entries = [line for each in lines if (line := each.strip()) and not line.startswith("#")]
     if not entries:
         raise InputError(found=f"the list {path} is empty", expected="one scene a line")
     return entries

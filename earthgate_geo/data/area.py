@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import shapely
 from numpy.typing import NDArray
 
@@ -42,7 +43,7 @@ def open_area(path: str, grid: Grid) -> Area:
         grid: Grid of the scene.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or no polygon in it.
         OutsideAreaError: None of its polygons lies inside the scene.
         MissingCrsError: The file has no CRS.
         DataError: The file cannot be read as polygons.
@@ -52,9 +53,10 @@ def open_area(path: str, grid: Grid) -> Area:
     layer = shapes_layer(path)
     if layer is None:
         raise DataError(found=f"{path} is a raster", expected="a vector file with polygons")
+    _check_polygons(path, layer)
     polygons = read_polygons(path, layer, grid)
-    scene = shapely.box(0, 0, grid.size.cols, grid.size.rows)
-    polygons = polygons[shapely.intersects(polygons, scene)]
+    centres = shapely.box(0.5, 0.5, grid.size.cols - 0.5, grid.size.rows - 0.5)
+    polygons = polygons[shapely.intersects(polygons, centres)]
     if not len(polygons):
         raise OutsideAreaError(
             found=f"{path} has no polygon inside the scene",
@@ -62,3 +64,13 @@ def open_area(path: str, grid: Grid) -> Area:
             fix="Look at both in QGIS; one of the files may name a wrong CRS",
         )
     return Area(polygons)
+
+
+def _check_polygons(path: str, layer: str) -> None:
+    info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
+    kind = str(info["geometry_type"])
+    other = kind.removesuffix(" Z").endswith(("Point", "LineString"))
+    if other or not info["features"]:
+        raise InputError(
+            found=f"{path} holds {kind if other else 'nothing'}", expected="the polygons of an area"
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import pyogrio
 import shapely
 from affine import Affine
-from geopandas import GeoDataFrame
+from geopandas import GeoDataFrame, GeoSeries
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.features import rasterize
@@ -23,6 +23,13 @@ _USUAL_FIELDS = ("class_name", "class")
 
 _LARGE = 1000
 """Vertices from which cutting a polygon to the window is faster than burning it whole."""
+
+
+_AREAS = ("Polygon", "MultiPolygon")
+
+_PIECES = 64
+"""Least pieces of an edge as long as the scene in another CRS: straight pieces that show its bend
+to a sixteen-hundredth of what it is."""
 
 
 class LabelShapes:
@@ -182,9 +189,27 @@ def _extent(grid: Grid, crs_wkt: str) -> tuple[float, float, float, float] | Non
     return left - across, bottom - down, right + across, top + down
 
 
+def _bent(frame: GeoDataFrame, grid: Grid) -> GeoSeries:
+    """Return shapes that keep their edges in another CRS, where those are curves.
+
+    Polygons lose what lies far off: not every CRS has a place for it.
+    """
+    shapes = frame.geometry
+    extent = None if frame.crs == grid.crs.to_wkt() else _extent(grid, frame.crs.to_wkt())
+    if extent is None:
+        return shapes
+    left, bottom, right, top = extent
+    bounds = shapes.bounds
+    beyond = (bounds.minx < left) | (bounds.miny < bottom)
+    beyond = (beyond | (bounds.maxx > right) | (bounds.maxy > top)) & shapes.geom_type.isin(_AREAS)
+    cut = shapes.copy()
+    cut[beyond] = shapes[beyond].make_valid().clip_by_rect(*extent)
+    return cut.segmentize(min(right - left, top - bottom) / _PIECES)
+
+
 def _in_pixels(frame: GeoDataFrame, grid: Grid) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
     """Return the single shapes in pixels of the grid, and the row of ``frame`` of each."""
-    geometry = frame.geometry.to_crs(grid.crs.to_wkt()).to_numpy()
+    geometry = _bent(frame, grid).to_crs(grid.crs.to_wkt()).to_numpy()
     shapes, owners = shapely.get_parts(geometry, return_index=True)
     inverse = ~grid.transform
     turn = np.array([[inverse.a, inverse.d], [inverse.b, inverse.e]])

@@ -25,6 +25,7 @@ from earthgate_geo.jobs.together import done_together
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.destination import Destination
+from earthgate_geo.raster.read import SceneOptions, open_scene
 from earthgate_geo.request import BatchRequest, MapRequest, check_outputs
 
 _CURRENT = "current"
@@ -265,13 +266,14 @@ def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def _state(path: str) -> tuple[str, int, int]:
-    """Return what changes with a file, wherever it is moved."""
-    try:
-        found = Path(path).stat()
-    except OSError:  # missing, or not a file but an address
-        return Path(path).name, 0, 0
-    return Path(path).name, found.st_size, int(found.st_mtime)
+def _state(path: str) -> tuple[str, str]:
+    """Return what changes with a file and those that belong to it, wherever they are moved."""
+    with suppress(EarthgateError), open_scene(path, SceneOptions(placed=False)) as scene:
+        return Path(path).name, scene.digest()
+    with suppress(OSError):
+        found = Path(path).stat()  # no raster
+        return Path(path).name, f"{found.st_size} {found.st_mtime_ns}"
+    return Path(path).name, ""
 
 
 @contextmanager

@@ -27,7 +27,7 @@ STRIPS = "strips"
 _TRAINING_S = 180.0
 """What the default number of steps takes on 2 CPU cores."""
 
-_LIBRARIES_BYTES = 700_000_000
+_LIBRARIES_BYTES = 1_000_000_000
 """Memory of the program before it reads a pixel."""
 
 

@@ -36,6 +36,9 @@ FIELDS = pa.schema(
 
 _WRITE_ERRORS = (DataSourceError, DataLayerError, FeatureError, sqlite3.Error, OSError)
 
+_NO_FIRST = "`~!@#$%^&*()+-={}|[]\\:\";'<>?,./"
+"""What GDAL does not let the name of a GeoPackage's layer begin with."""
+
 _ONE_PART = struct.pack("<BII", 1, 6, 1)
 """Start of a little-endian MultiPolygon of one polygon."""
 
@@ -75,7 +78,7 @@ class Layer:
     """What a file of polygons is about."""
 
     path: Path
-    """Where it will lie in the end; its stem is the name of the layer."""
+    """Where it will lie in the end."""
 
     crs_wkt: str
     """CRS of the coordinates."""
@@ -85,8 +88,10 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Name of the layer."""
-        return self.path.stem
+        """Name of the layer: that of the file, as far as GeoPackage allows it."""
+        stem = self.path.stem.lstrip(_NO_FIRST)
+        reserved = stem.lower().startswith(("gpkg", "sqlite_"))
+        return f"map_{stem}" if reserved or not stem else stem
 
 
 class VectorFile(Protocol):

@@ -11,6 +11,11 @@ from rasterio.io import DatasetReader
 from earthgate_geo.errors import DataError, InputError, MissingCrsError
 from earthgate_geo.raster.grid import Grid, Size
 
+_MOST_LON, _MOST_LAT = 540, 90
+"""Degrees; a scene across the date line may count on."""
+
+_LEAST_GSD_M = 1e-3
+
 
 def read_grid(source: DatasetReader, path: str, *, assume_crs: str | None) -> Grid:
     """Return the grid of an open file.
@@ -23,7 +28,8 @@ def read_grid(source: DatasetReader, path: str, *, assume_crs: str | None) -> Gr
     Raises:
         InputError: ``assume_crs`` is not a CRS.
         MissingCrsError: Neither the file nor ``assume_crs`` says the CRS.
-        DataError: The file has no affine transform; the sentence says how to make one.
+        DataError: The file has no affine transform, or one that makes no sense in its CRS; the
+            sentence says how to make one.
     """
     assumed = _parse_crs(assume_crs) if assume_crs else None
     transform = source.transform
@@ -42,7 +48,28 @@ def read_grid(source: DatasetReader, path: str, *, assume_crs: str | None) -> Gr
             expected="one that says where its coordinates lie",
             fix="Pass --assume-crs, e.g. --assume-crs EPSG:32633, if you know it",
         )
-    return Grid(Size(source.height, source.width), transform, crs)
+    grid = Grid(Size(source.height, source.width), transform, crs)
+    fix = "Pass another --assume-crs"
+    if source.crs:
+        fix = "Its CRS is wrong: write the right one, e.g. with gdal_edit.py -a_srs EPSG:32633"
+    _check_sense(grid, path, fix)
+    return grid
+
+
+def _check_sense(grid: Grid, path: str, fix: str) -> None:
+    """Refuse metres that are called degrees, and degrees that are called metres."""
+    x, y = grid.transform @ (grid.size.cols / 2, grid.size.rows / 2)
+    if grid.crs.is_geographic and not (abs(x) <= _MOST_LON and abs(y) <= _MOST_LAT):
+        raise DataError(
+            found=f"{path} lies at {x:.0f}, {y:.0f} in a CRS of degrees",
+            expected="longitude and latitude",
+            fix=fix,
+        )
+    side_m = grid.gsd().mean_m
+    if side_m < _LEAST_GSD_M:
+        raise DataError(
+            found=f"{path} has pixels of {side_m:.1g} m", expected="a millimetre or more", fix=fix
+        )
 
 
 def _parse_crs(text: str) -> CRS:

@@ -1,6 +1,7 @@
 """Scenes: windows of pixels with their validity. The only opener of rasters for reading."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
@@ -289,7 +291,7 @@ class Scene:
                     self._source.read(list(wanted[part]), window=area, out=values[part])
                 if self._masked:
                     valid &= self._source.dataset_mask(window=area, out_shape=shape) != 0
-        except RasterioIOError as error:
+        except (RasterioIOError, CPLE_BaseError) as error:  # the latter of a mask
             raise _damaged(self.path, window) from error
         if self._has_nan:
             valid &= ~np.isnan(values).any(axis=0)
@@ -344,6 +346,10 @@ def _open(path: str) -> DatasetReader:
             # Told in one sentence by read_grid.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             source = rasterio.open(path)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            found=f"the file name {path!a} is not in UTF-8", expected="one that is", fix="Rename it"
+        ) from error
     except RasterioIOError as error:
         raise _unreadable(path) from error
     if source.count == 0:
@@ -364,6 +370,10 @@ def _unreadable(path: str) -> InputError | DataError:
         if not path.startswith("/vsi") and "://" not in path:
             return InputError(found=f"{path} does not exist", expected="a raster file")
         size_bytes = -1
+    if size_bytes > 0 and not os.access(path, os.R_OK):
+        return InputError(
+            found=f"{path} may not be read", expected="a raster file", fix="Check its permissions"
+        )
     if size_bytes == 0:
         return DataError(
             found=f"{path} is empty (0 bytes)", expected="a raster file", fix="Copy it again"

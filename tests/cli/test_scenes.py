@@ -36,7 +36,7 @@ def test_an_address_is_no_pattern(address) -> None:
 
 
 def test_a_list_has_a_scene_or_a_pattern_a_line(folder) -> None:
-    text = "\ufeff# of May\r\nb.tif\r\n\r\n  sub/*.tif  \r\n# a.tif\r\n"
+    text = "\ufeff# of May\r\nb.tif\r\n\r\n  sub/*.tif  \r\n  # a.tif\r\n"
     Path("list.txt").write_text(text, encoding="utf-8", newline="")
 
     assert paths("@list.txt") == ["b.tif", "sub/c.tif"]

@@ -5,10 +5,11 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+from pyproj import Transformer
 from rasters import RasterSpec, write_raster
 
 from earthgate_geo.data.area import open_area
-from earthgate_geo.errors import DataError, InputError
+from earthgate_geo.errors import DataError, InputError, OutsideAreaError
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import Scene, open_scene
 
@@ -62,17 +63,52 @@ def test_the_digest_is_of_what_is_drawn(scene, tmp_path) -> None:
     assert one == same != other
 
 
-@pytest.mark.parametrize("shape", [shapely.box(100, 100, 120, 120), shapely.Point(5, 5)])
-def test_an_area_without_a_polygon_in_the_scene_is_refused(scene, tmp_path, shape) -> None:
+@pytest.mark.parametrize("bounds", [(-180, -90, 180, 90), (-10, 20, 179, 80)])
+def test_an_area_far_larger_than_the_scene_holds_all_of_it(scene, tmp_path, bounds) -> None:
+    world = geopandas.GeoDataFrame(geometry=[shapely.box(*bounds)], crs="EPSG:4326")
+    world.to_file(tmp_path / "world.gpkg")
+
+    assert inside(scene, str(tmp_path / "world.gpkg")).all()
+
+
+def test_an_edge_that_is_a_curve_in_the_scene_runs_along_it(scene, tmp_path) -> None:
+    # Two degrees of a parallel: a straight line between its ends runs half a kilometre beside it.
+    to_degrees = Transformer.from_crs(scene.grid.crs.to_wkt(), "EPSG:4326", always_xy=True)
+    lon, lat = to_degrees.transform(*(scene.grid.transform @ (30, 20)))
+    north = geopandas.GeoDataFrame(
+        geometry=[shapely.box(lon - 1, lat, lon + 1, lat + 0.1)], crs="EPSG:4326"
+    )
+    north.to_file(tmp_path / "north.gpkg")
+
+    rows = inside(scene, str(tmp_path / "north.gpkg")).sum(axis=0)
+
+    assert rows.min() >= 19
+    assert rows.max() <= 21
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [shapely.box(100, 100, 120, 120), shapely.box(60, 0, 90, 40), shapely.box(0, -9, 60, 0.4)],
+)
+def test_an_area_without_a_pixel_of_the_scene_is_refused(scene, tmp_path, shape) -> None:
     path = drawn(scene, tmp_path / "area.gpkg", shape)
 
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(OutsideAreaError) as refused:
         open_area(path, scene.grid)
 
     assert str(refused.value) == (
         f"{path} has no polygon inside the scene; expected the area to map. "
         "Look at both in QGIS; one of the files may name a wrong CRS."
     )
+
+
+def test_an_area_without_polygons_is_refused(scene, tmp_path) -> None:
+    path = drawn(scene, tmp_path / "area.gpkg", shapely.Point(5, 5))
+
+    with pytest.raises(InputError) as refused:
+        open_area(path, scene.grid)
+
+    assert str(refused.value) == f"{path} holds Point; expected the polygons of an area."
 
 
 def test_what_is_no_vector_file_is_refused(scene, tmp_path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pytest
 import rasterio
 import shapely
@@ -183,6 +184,15 @@ def test_maps_made_otherwise_are_not_taken_for_these(place, scenes, other) -> No
 def test_a_scene_that_changed_is_not_taken_for_mapped(scenes) -> None:
     earthgate_geo.run_batch(BATCH, SILENT)
     os.utime("b.tif", (0, 0))
+
+    with pytest.raises(OutputError, match=r"b_map.tif exists"):
+        earthgate_geo.run_batch(BATCH, SILENT)
+
+
+def test_a_scene_whose_mask_changed_is_not_taken_for_mapped(scenes) -> None:
+    write_raster(Path("b.tif"), mask=np.ones((60, 80), bool), external_mask=True)
+    earthgate_geo.run_batch(BATCH, SILENT)
+    os.utime("b.tif.msk", (0, 0))
 
     with pytest.raises(OutputError, match=r"b_map.tif exists"):
         earthgate_geo.run_batch(BATCH, SILENT)

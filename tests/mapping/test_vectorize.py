@@ -6,6 +6,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -330,6 +331,21 @@ def test_an_empty_map_makes_an_empty_layer_in_every_format(ending: str, tmp_path
     frame = read(tmp_path / f"map{ending}")
     assert len(frame) == 0
     assert frame.crs == UTM
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("(1).gpkg", "1)"), ("-b.fgb", "b"), ("gpkg_x.gpkg", "map_gpkg_x"), ("...gpkg", "map_")],
+)
+def test_names_that_geopackage_does_not_allow_are_mended(
+    name: str, layer: str, tmp_path: Path
+) -> None:
+    source = write_map(tmp_path / "map.tif", patches())
+
+    traced = vectorize(source, tmp_path / name, monitor=SilentMonitor())
+
+    assert pyogrio.list_layers(tmp_path / name)[0, 0] == layer
+    assert len(geopandas.read_file(tmp_path / name, layer=layer)) == traced["polygons"] > 0
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ CRS_TEXTS = {
     "engineering": 'LOCAL_CS["site",LOCAL_DATUM["x",32767],UNIT["metre",1],AXIS["Easting",EAST],'
     'AXIS["Northing",NORTH]]',
 }
+DEGREES = ("geographic", "rotated pole")
+IN_DEGREES = Affine.translation(46 / 3, 52 / 7) @ Affine.rotation(30) @ Affine.scale(5e-6, -4e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ CRS_TEXTS = {
         ("utm", SOUTH_UP),
         ("utm", Affine(0.1, 0, 5e5 / 3, 0, -1 / 3, 52e5 / 7)),
         ("utm", Affine(-0.1, 0, 5e5 / 3, 0, -1 / 3, 52e5 / 7)),
-        *((name, ROTATED) for name in CRS_TEXTS),
+        *((name, IN_DEGREES if name in DEGREES else ROTATED) for name in CRS_TEXTS),
     ],
 )
 def test_the_grid_of_a_map_is_the_scenes_to_the_last_bit(tmp_path, name, transform):

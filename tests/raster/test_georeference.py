@@ -148,6 +148,37 @@ def test_a_world_file_and_an_assumed_crs_place_a_picture(in_folder):
         assert scene.grid.transform == Affine(0.5, 0, 2600000, 0, -0.5, 1200000)
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform", "sentence"),
+    [
+        (
+            "EPSG:4326",
+            Affine(0.5, 0, 500000, 0, -0.5, 5200000),
+            "lies at 500020, 5199985 in a CRS of degrees; expected longitude and latitude",
+        ),
+        (
+            "EPSG:32633",
+            Affine(1e-5, 0, 15, 0, -1e-5, 47),
+            "has pixels of 1e-05 m; expected a millimetre or more",
+        ),
+    ],
+)
+def test_a_crs_that_makes_no_sense_is_refused(in_folder, crs, transform, sentence):
+    write_raster(in_folder / "named.tif", RasterSpec(crs=crs, transform=transform))
+    write_raster(in_folder / "bare.tif", RasterSpec(crs=None, transform=transform))
+
+    with pytest.raises(DataError) as named:
+        open_scene("named.tif")
+    with pytest.raises(DataError) as assumed:
+        open_scene("bare.tif", SceneOptions(assume_crs=crs))
+
+    assert str(named.value) == (
+        f"named.tif {sentence}. "
+        "Its CRS is wrong: write the right one, e.g. with gdal_edit.py -a_srs EPSG:32633."
+    )
+    assert str(assumed.value) == f"bare.tif {sentence}. Pass another --assume-crs."
+
+
 def test_a_transform_without_area_is_refused(in_folder):
     flat = Affine(0.5, 0, 500000, 0.5, 0, 5200000)
     write_raster(in_folder / "scene.tif", RasterSpec(transform=flat))

@@ -1,3 +1,4 @@
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -412,6 +413,28 @@ def test_a_file_cut_short_says_where_it_cannot_be_read(tmp_path, capfd, compress
         "It is damaged or cut short: copy it again from its source."
     )
     assert capfd.readouterr().err == ""
+
+
+def test_a_mask_cut_off_is_damage_like_any_other(tmp_path):
+    path, mask = tmp_path / "scene.tif", np.ones((300, 200), bool)
+    write_raster(path, RasterSpec(rows=300, cols=200), mask=mask)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 60])
+
+    with open_scene(path) as scene, pytest.raises(DataError) as refusal:
+        scene.read(Window(0, 0, Size(300, 200)), (1, 2, 3))
+
+    assert str(refusal.value).startswith(f"{path} cannot be read at rows 0 to 299, columns 0 to")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_a_name_that_is_not_in_utf8_is_refused(tmp_path):
+    with pytest.raises(InputError) as refusal:
+        open_scene(os.fsdecode(b"\xfcml.tif"))
+
+    assert str(refusal.value) == (
+        "the file name '\\udcfcml.tif' is not in UTF-8; expected one that is. Rename it."
+    )
 
 
 def test_a_scene_without_a_valid_pixel_has_no_radiometry(tmp_path):
