@@ -45,7 +45,7 @@ def training_sentence(holdout: Mapping[str, Any] | None) -> str:
         return "No place was held out: how well the model does on new ones is not known."
     mean = holdout["scores"]["mean_iou"]
     told = "-" if mean is None else f"{mean:.1%}"
-    return f"On {holdout['patches']} held-out patches, which never trained, the mean IoU is {told}."
+    return f"On {holdout['scored']} held-out patches, which never trained, the mean IoU is {told}."
 
 
 def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> str:
@@ -75,11 +75,7 @@ def _scores(holdout: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]
         return ""
     scores = holdout["scores"]
     rows = "".join(
-        f'<tr><td class="name">{swatch(entry)}{escape(entry["name"])}</td>'
-        f'<td class="number">{_percent(found["iou"])}</td>'
-        f'<td class="number">{_percent(found["f1"])}</td>'
-        f'<td class="number">{found["truth_pixels"]:,}</td></tr>'
-        for entry, found in zip(table, scores["classes"], strict=True)
+        _row(entry, found) for entry, found in zip(table, scores["classes"], strict=True)
     )
     head = "".join(f'<th class="number">{name}</th>' for name in ("IoU", "F1", "labelled pixels"))
     left_out = (
@@ -90,7 +86,7 @@ def _scores(holdout: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]
     scored = holdout["scored"]
     some = "" if scored == holdout["patches"] else f" Scored on {scored} of them."
     note = (
-        f"{holdout['share']:.0%} of the ground was held out: {holdout['patches']} patches."
+        f"{holdout['patches']} patches, {holdout['share']:.0%} of all, were held out."
         f"{some}{left_out}"
     )
     mean = (
@@ -99,6 +95,16 @@ def _scores(holdout: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]
         f'<td class="number">{scores["pixels"]:,}</td></tr>'
     )
     return f'<table><tr><th></th>{head}</tr>{rows}{mean}</table><p class="note">{note}</p>'
+
+
+def _row(entry: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    # Where no pixel of a class is labelled, the mean leaves it out: its score says nothing.
+    iou, f1 = (_percent(found[score] if found["truth_pixels"] else None) for score in ("iou", "f1"))
+    return (
+        f'<tr><td class="name">{swatch(entry)}{escape(entry["name"])}</td>'
+        f'<td class="number">{iou}</td><td class="number">{f1}</td>'
+        f'<td class="number">{found["truth_pixels"]:,}</td></tr>'
+    )
 
 
 def _percent(score: float | None) -> str:

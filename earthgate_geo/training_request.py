@@ -119,7 +119,6 @@ class BenchRequest(TrainingRequest):
             InputError: One is out of range.
         """
         given = {
-            "steps": self.steps,
             "batch": self.batch,
             "target_batch": self.batch if usual.target_batch else None,
             "crop_px": self.crop_px,
@@ -127,7 +126,7 @@ class BenchRequest(TrainingRequest):
         }
         chosen = {"interval": self.interval, "share": self.modules}
         return replace(
-            usual,
+            usual.over(self.steps or usual.steps),
             policy=Policy(self.policy) if self.policy else usual.policy,
             seed=self.seed,
             selection=replace(usual.selection, **_said(chosen)),
@@ -192,6 +191,9 @@ class TrainRequest(TrainingRequest):
     multitask: bool = False
     """Whether to learn to reconstruct hidden parts of the images, too."""
 
+    extractor: bool = False
+    """Whether an extractor helps with that, our reading of a figure of the paper."""
+
     where: Mapping[str, str] | None = None
     """Wanted value by column of the manifest."""
 
@@ -235,7 +237,8 @@ class TrainRequest(TrainingRequest):
         """Return all numbers of the training.
 
         Raises:
-            InputError: One is out of range, or styles are to be injected and there are none.
+            InputError: One is out of range, styles are to be injected and there are none, or an
+                extractor is to help with nothing.
         """
         usual = published(self.recipe_name) if self.recipe_name else Recipe()
         if usual.styles and self.styles is None:
@@ -246,8 +249,7 @@ class TrainRequest(TrainingRequest):
             )
         if self.styles:
             usual = replace(usual, styles=usual.styles or Styles())
-        if self.multitask:
-            usual = replace(usual, multitask=usual.multitask or MultiTask())
+        usual = replace(usual, multitask=self._multitask(usual.multitask))
         alone = self.target is None
         given = {
             "batch": self.batch or (None if alone else 2),
@@ -266,6 +268,15 @@ class TrainRequest(TrainingRequest):
             return recipe
         dacs = Dacs(weighting=self.pseudo_weight or "none")
         return replace(recipe, target_batch=recipe.batch, dacs=dacs)
+
+    def _multitask(self, usual: MultiTask | None) -> MultiTask | None:
+        if self.multitask:
+            usual = usual or MultiTask()
+        if not self.extractor:
+            return usual
+        if usual is None:
+            raise InputError(found="--extractor without --multitask", expected="both or neither")
+        return replace(usual, extractor=True)
 
     def check(self) -> None:
         """Refuse what cannot work, before torch is even loaded.

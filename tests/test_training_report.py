@@ -12,7 +12,8 @@ def holdout(**changes: Any) -> dict[str, Any]:
     confusion = Confusion(("building", "water"))
     confusion.add(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
     scores = confusion.to_dict()
-    wanted = {"share": 0.2, "patches": 4, "left_out": 0, "scored": 4, "scores": scores}
+    wanted = {"wanted": 0.2, "share": 0.25, "patches": 4, "left_out": 0, "scored": 4}
+    wanted["scores"] = scores
     return wanted | changes
 
 
@@ -56,14 +57,28 @@ def test_the_page_says_how_well_every_class_is_found_where_nothing_trained() -> 
     cells = [part.split("<")[0] for part in text.split('<td class="number">')[1:]]
     assert cells == ["66.7%", "80.0%", "3", "50.0%", "66.7%", "1", "58.3%", "73.3%", "4"]
     assert (
-        "20% of the ground was held out: 4 patches. Scored on 2 of them. 3 patches that lie on "
-        "both sides neither trained nor count."
+        "4 patches, 25% of all, were held out. Scored on 2 of them. 3 patches that lie on both "
+        "sides neither trained nor count."
     ) in text
+
+
+def test_a_class_that_no_held_out_pixel_shows_has_no_scores() -> None:
+    confusion = Confusion(("building", "water"))
+    confusion.add(np.array([0, 0, 0, 0]), np.array([0, 0, 1, 1]))
+
+    text = render(document(holdout=holdout(scores=confusion.to_dict())), {})
+
+    cells = [part.split("<")[0] for part in text.split('<td class="number">')[1:]]
+    assert cells == ["50.0%", "66.7%", "4", "-", "-", "0", "50.0%", "66.7%", "4"]
 
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
+        (
+            holdout(patches=900),
+            "On 4 held-out patches, which never trained, the mean IoU is 58.3%.",
+        ),
         (holdout(), "On 4 held-out patches, which never trained, the mean IoU is 58.3%."),
         (
             holdout(scores={"mean_iou": None}),

@@ -98,7 +98,9 @@ def train_plan_lines(document: Document) -> Iterator[str]:
     recipe, start, parameters = document["recipe"], document["start"], document["parameters"]
     yield f"source      {_images(document['source'])}"
     if document["holdout"]:
-        yield f"held out    {_counted(document['holdout']['patches'], 'patch', 'patches')}"
+        share = _percent(document["holdout"]["share"])
+        yield f"held out    {_patches(document['holdout']['patches'])}, {share} of all"
+        yield from _left_out("            ", document["holdout"])
     if document["target"]:
         yield f"target      {_images(document['target'])}"
     yield f"classes     {', '.join(document['classes'])}"
@@ -131,10 +133,14 @@ def train_lines(document: Document) -> Iterator[str]:
     yield f"policy {document['policy']}: {modules}{trained:,} parameters, and {head:,} of the head"
     yield f"classes {', '.join(document['classes'])}; {_range(document['gsd'])}"
     if document["holdout"]:
-        yield f"IoU on {_counted(document['holdout']['patches'], 'patch', 'patches')} held out:"
-        scores = document["holdout"]["scores"]
-        for entry in [*scores["classes"], {"name": "mean", "iou": scores["mean_iou"]}]:
-            yield f"  {entry['name']:<16}{_percent(entry['iou']):>7}"
+        holdout, scores = document["holdout"], document["holdout"]["scores"]
+        some = "" if holdout["scored"] == holdout["patches"] else f"{holdout['scored']} of "
+        yield f"IoU on {some}{_patches(holdout['patches'])} held out:"
+        for entry in scores["classes"]:
+            iou = entry["iou"] if entry["truth_pixels"] else None  # the mean leaves it out
+            yield f"  {entry['name']:<16}{_percent(iou):>7}"
+        yield f"  {'mean':<16}{_percent(scores['mean_iou']):>7}"
+        yield from _left_out("", holdout)
     yield from _written(document)
 
 
@@ -290,6 +296,16 @@ def _tiles(document: Document) -> str:
 
 def _images(images: Document) -> str:
     return f"{_counted(images['images'], 'image')}, cut into {images['patches']}"
+
+
+def _patches(count: int) -> str:
+    return _counted(count, "patch", "patches")
+
+
+def _left_out(margin: str, holdout: Document) -> Iterator[str]:
+    """Say how much lies on both sides of the split, where something does."""
+    if holdout["left_out"]:
+        yield f"{margin}{_patches(holdout['left_out'])} on both sides neither train nor score"
 
 
 def _range(gsd: Sequence[float]) -> str:

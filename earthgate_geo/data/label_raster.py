@@ -1,6 +1,8 @@
 """Labels as a raster of class codes."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Container, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
 
 from earthgate_geo.data.label_names import LabelNames, LabelOptions, word
 from earthgate_geo.data.warped import WarpedBand
@@ -38,6 +41,10 @@ class CodeRaster:
         self._values = values
         self.named = named
 
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._band.close()
+
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Return the class values (row, col) of a window inside the scene, 255 where unknown."""
         pixels = self._band.read(window)
@@ -52,7 +59,8 @@ def open_codes(path: str, *, grid: Grid, names: LabelNames, options: LabelOption
     """Open a raster of labels and learn the codes that it holds inside a grid.
 
     Codes mean what the label map says, else what the raster's own class table says, else, without
-    a label map, the model's class of that value.
+    a label map, the model's class of that value. Nodata is unknown unless the map or the table
+    names it.
 
     Raises:
         InputError: There is no such file, or an option is meant for vectors.
@@ -68,14 +76,14 @@ def open_codes(path: str, *, grid: Grid, names: LabelNames, options: LabelOption
     with _opened(path) as raster:
         if (count := raster.count - raster.meanings.count("alpha")) != 1:
             raise DataError(found=f"{path} has {count} bands", expected="one band of class codes")
+        table = raster.tags.get("EARTHGATE_CLASSES")
+        own = {entry.value: entry.name for entry in ClassTable.from_json(table)} if table else {}
         band = WarpedBand(
             raster,
             grid,
             resampling=Resampling.nearest,
-            nodata_is_data=_names_nodata(path, options.label_map or {}),
+            nodata_is_data=names_nodata(path, {*(options.label_map or {}), *map(word, own)}),
         )
-        table = raster.tags.get("EARTHGATE_CLASSES")
-    own = {entry.value: entry.name for entry in ClassTable.from_json(table)} if table else {}
     meant = {code: _meaning(code, own, options.label_map or {}) for code in _codes(band, grid.size)}
     values = names.values(sorted(set(meant.values())), path)
     shown = [names.value(name) for name in own.values()]
@@ -100,21 +108,25 @@ def _opened(path: str) -> Scene:
         ) from error
 
 
-def _names_nodata(path: str, label_map: Mapping[str, str]) -> bool:
-    with rasterio.open(path) as file:
-        return file.nodata is not None and word(file.nodata) in label_map
+def names_nodata(path: str, codes: Container[str]) -> bool:
+    """Tell whether the nodata value of a raster of labels is among the codes that mean a class."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # labels may have no place
+        with rasterio.open(path) as file:
+            return file.nodata is not None and word(file.nodata) in codes
 
 
 def _codes(band: WarpedBand, size: Size) -> list[Any]:
     codes: set[Any] = set()
-    for window in Tiling(size, _BLOCK, _BLOCK):
-        pixels = band.read(window)
-        codes.update(pd.unique(pixels.values[0][pixels.valid]).tolist())
-        if len(codes) > _MOST_CODES:
-            raise DataError(
-                found=f"{band.path} holds more than {_MOST_CODES} different values",
-                expected="class codes",
-            )
+    with closing(band):
+        for window in Tiling(size, _BLOCK, _BLOCK):
+            pixels = band.read(window)
+            codes.update(pd.unique(pixels.values[0][pixels.valid]).tolist())
+            if len(codes) > _MOST_CODES:
+                raise DataError(
+                    found=f"{band.path} holds more than {_MOST_CODES} different values",
+                    expected="class codes",
+                )
     return sorted(codes - {NODATA})
 
 

@@ -1,6 +1,7 @@
 """Labels drawn as polygons, lines and points."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import shapely
 from affine import Affine
 from geopandas import GeoDataFrame, GeoSeries
 from numpy.typing import NDArray
+from pandas import Series
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from pyproj import Transformer
 from rasterio.features import rasterize
 
 from earthgate_geo.data.label_names import LabelNames, LabelOptions, word
 from earthgate_geo.data.warped import check_reachable
-from earthgate_geo.errors import InputError, MissingCrsError
+from earthgate_geo.errors import DataError, InputError, MissingCrsError
 from earthgate_geo.raster.classes import NODATA
 from earthgate_geo.raster.grid import Grid, Window
 
@@ -26,6 +29,15 @@ _LARGE = 1000
 
 
 _AREAS = ("Polygon", "MultiPolygon")
+
+_DRIVER_ERRORS = (
+    DataSourceError,
+    DataLayerError,
+    FeatureError,
+    GeometryError,
+    UnicodeDecodeError,
+)
+"""What pyogrio raises at a damaged file."""
 
 _PIECES = 64
 """Least pieces of an edge as long as the scene in another CRS: straight pieces that show its bend
@@ -62,6 +74,9 @@ class LabelShapes:
             & (shapely.get_dimensions(self._shapes) == 2)
             & shapely.is_valid(self._shapes)
         )
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Return the class values (row, col) of a window, 255 where there is no label."""
@@ -100,7 +115,7 @@ def open_shapes(
     field = _class_field(path, list(info["fields"]), options)
     frame = _frame(path, layer, grid, info["crs"], [field] if field else [])
     if field:
-        frame = frame[frame[field].notna()]
+        frame = frame[_said(frame[field])]
         words, where = [word(value) for value in frame[field]], f"field {field} of {path}"
     else:
         words, where = [options.label_class or ""] * len(frame), path
@@ -113,15 +128,45 @@ def open_shapes(
 def shape_words(path: str, layer: str, options: LabelOptions) -> set[str]:
     """Return the words that a vector layer says in its class field, or the one class of all.
 
+    An empty layer says nothing.
+
     Raises:
         InputError: The options do not fit the fields.
+        DataError: The file is damaged.
     """
-    fields = list(pyogrio.read_info(path, layer=layer)["fields"])
-    field = _class_field(path, fields, options)
+    if not shape_count(path, layer):
+        return set()
+    with _driver_errors(path):
+        info = pyogrio.read_info(path, layer=layer)
+    field = _class_field(path, list(info["fields"]), options)
     if field is None:
         return {options.label_class or ""}
-    table = pyogrio.read_dataframe(path, layer=layer, columns=[field], read_geometry=False)
-    return {word(value) for value in table[field].dropna().unique()}
+    with _driver_errors(path):
+        table = pyogrio.read_dataframe(path, layer=layer, columns=[field], read_geometry=False)
+    return {word(value) for value in table[field][_said(table[field])].unique()}
+
+
+def shape_count(path: str, layer: str) -> int:
+    """Return the number of features of a vector layer.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with _driver_errors(path):
+        return int(pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"])
+
+
+@contextmanager
+def _driver_errors(path: str) -> Iterator[None]:
+    """Tell what a driver says of a damaged vector file in one sentence."""
+    try:
+        yield
+    except _DRIVER_ERRORS as error:
+        raise DataError(
+            found=f"{path} cannot be read",
+            expected="a complete file",
+            fix="It is damaged or cut short: copy it again from its source",
+        ) from error
 
 
 def read_polygons(path: str, layer: str, grid: Grid) -> NDArray[np.object_]:
@@ -138,7 +183,8 @@ def read_polygons(path: str, layer: str, grid: Grid) -> NDArray[np.object_]:
 
 
 def _info(path: str, layer: str, grid: Grid) -> dict[str, Any]:
-    info: dict[str, Any] = pyogrio.read_info(path, layer=layer)
+    with _driver_errors(path):
+        info: dict[str, Any] = pyogrio.read_info(path, layer=layer)
     if info["crs"] is None:
         raise MissingCrsError(
             found=f"{path} has no coordinate reference system",
@@ -152,7 +198,13 @@ def _info(path: str, layer: str, grid: Grid) -> dict[str, Any]:
 
 def _frame(path: str, layer: str, grid: Grid, crs_wkt: str, columns: list[str]) -> GeoDataFrame:
     extent = _extent(grid, crs_wkt)
-    return pyogrio.read_dataframe(path, layer=layer, columns=columns, bbox=extent)
+    with _driver_errors(path):
+        return pyogrio.read_dataframe(path, layer=layer, columns=columns, bbox=extent)
+
+
+def _said(words: Series) -> Series:
+    """Return True where a field says a class: blank text says as little as none."""
+    return words.notna() & (words.astype(str).str.strip() != "")
 
 
 def _class_field(path: str, fields: Sequence[str], options: LabelOptions) -> str | None:

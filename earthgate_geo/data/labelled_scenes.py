@@ -1,7 +1,7 @@
 """Scenes with the labels that users have: all of them are checked before any of them trains."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from earthgate_geo.data.label_codes import Code, LabelCodes
 from earthgate_geo.data.label_names import LabelNames, LabelOptions
-from earthgate_geo.data.label_shapes import shape_words
+from earthgate_geo.data.label_raster import names_nodata
+from earthgate_geo.data.label_shapes import shape_count, shape_words
 from earthgate_geo.data.labels import LabelLayer, open_labels, shapes_layer
 from earthgate_geo.data.pairs import Pair, is_raster, table_of
 from earthgate_geo.data.patches import Patch, check_size, chosen_bands, patches_of
-from earthgate_geo.errors import ClassNameError, DataError, EarthgateError, InputError
+from earthgate_geo.data.problems import Problems
+from earthgate_geo.errors import ClassNameError, DataError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.classes import ClassTable
@@ -58,9 +60,6 @@ class LabelledScene:
     grid: Grid | None
     """Where it lies; None where nobody knows."""
 
-    class_pixels: Mapping[str, int]
-    """Labelled pixels by class."""
-
 
 def open_labelled(
     pairs: Sequence[Pair], classes: ClassTable | None, reading: Reading, *, monitor: Monitor
@@ -68,8 +67,10 @@ def open_labelled(
     """Open and check all scenes and labels of a folder.
 
     A raster of labels that has its scene's size and place, or no place, lies on it pixel on pixel
-    and every code counts, 255 as unknown and 254 as other; another one, and every vector, is
-    brought onto the scene, as ``open_labels`` does. Every label is read once.
+    and every code counts; another one, and every vector, is brought onto the scene, as
+    ``open_labels`` does. A code means what the map says, else the raster's own table of classes,
+    else the folder's; 255 is unknown, 254 other, and nodata unknown unless one of these names it.
+    Every label is read twice.
 
     Args:
         pairs: Scenes and label files.
@@ -85,7 +86,8 @@ def open_labelled(
             notes are the sentences about them, one per file.
     """
     _check_options(pairs, reading)
-    problems, folder = _Problems(len(pairs)), classes
+    problems = Problems(len(pairs), expected="scenes and labels that fit each other")
+    folder = classes
     if classes is None:
         classes = _own_classes(pairs, reading, problems)
     elif reading.rest is not None and reading.rest not in classes.names:
@@ -95,8 +97,8 @@ def open_labelled(
     scenes = []
     monitor.stage("check", len(pairs))
     for done, pair in enumerate(pairs, 1):
-        if not problems.has(pair):
-            with problems.of(pair):
+        if not problems.has(pair.image):
+            with problems.of(pair.image):
                 scenes.append(_opened(pair, _Meaning(classes, folder), reading))
         monitor.update(done)
     problems.tell()
@@ -125,55 +127,16 @@ def _check_options(pairs: Sequence[Pair], reading: Reading) -> None:
         )
 
 
-class _Problems:
-    """What is wrong, file by file."""
-
-    def __init__(self, files: int) -> None:
-        self._files = files
-        self._found: dict[Path, EarthgateError] = {}
-
-    def has(self, pair: Pair) -> bool:
-        """Tell whether something is wrong with a pair."""
-        return pair.image in self._found
-
-    @contextmanager
-    def of(self, pair: Pair) -> Iterator[None]:
-        """Keep an error about a pair for later."""
-        try:
-            yield
-        except (InputError, DataError) as error:
-            self._found[pair.image] = error
-
-    def tell(self) -> None:
-        """Raise what was found, if anything."""
-        errors = list(self._found.values())
-        if len({str(error) for error in errors}) == 1:
-            raise errors[0]
-        if errors:
-            summary = DataError(
-                found=f"{len(errors)} of {self._files} scenes cannot train",
-                expected="scenes and labels that fit each other",
-                fix="The lines below say what is wrong with each",
-            )
-            for image, error in self._found.items():
-                sentence = str(error)
-                known = str(image) in sentence
-                summary.add_note(sentence if known else f"{image}: {sentence}")
-            raise summary
-
-
-def _own_classes(pairs: Iterable[Pair], reading: Reading, problems: _Problems) -> ClassTable:
+def _own_classes(pairs: Iterable[Pair], reading: Reading, problems: Problems) -> ClassTable:
     """Return the classes that the labels name themselves."""
     words: set[str] = set()
     read: set[Path] = set()
     for pair in pairs:
         if pair.label is not None and pair.label not in read:
-            with problems.of(pair):
+            with problems.of(pair.image):
                 words |= _words(pair.label, reading)
             read.add(pair.label)
-    translation = reading.labels.label_map or {}
-    names = {translation.get(word, word) for word in words} | {reading.rest or _OTHER_NAME}
-    classes = sorted(names - {_OTHER_NAME})
+    classes = sorted((words | {reading.rest or _OTHER_NAME}) - {_OTHER_NAME})
     if len(classes) < 2:
         problems.tell()
         raise DataError(
@@ -185,19 +148,22 @@ def _own_classes(pairs: Iterable[Pair], reading: Reading, problems: _Problems) -
 
 
 def _words(path: Path, reading: Reading) -> set[str]:
+    """Return the classes that a label file names, as the map calls them."""
+    translation = reading.labels.label_map or {}
     layer = shapes_layer(str(path))
     if layer is not None:
-        return shape_words(str(path), layer, reading.labels)
+        said = shape_words(str(path), layer, reading.labels)
+        return {translation.get(word, word) for word in said}
     with _unplaced(path) as raster:
         table = raster.tags.get(_CLASSES_TAG)
-    if table is None and not reading.labels.label_map:
+    if table is None and not translation:
         raise DataError(
             found="rasters of labels without names of their codes",
             expected='a classes.json in the folder, e.g. {"0": "water", "1": "land"}',
             fix="Or name them with --label-map 0=water,1=land",
         )
     named = ClassTable.from_json(table).names if table else ()
-    return {*named, *(reading.labels.label_map or {}).values()}
+    return {*(translation.get(name, name) for name in named), *translation.values()}
 
 
 def _opened(pair: Pair, meaning: _Meaning, reading: Reading) -> LabelledScene:
@@ -207,15 +173,20 @@ def _opened(pair: Pair, meaning: _Meaning, reading: Reading) -> LabelledScene:
     with scene:
         chosen_bands(scene, reading.bands)
         labels = _labels(pair, scene, misplaced, meaning, reading)
-        spots = np.array([p for p in labels.positions() if p[2] != OTHER], np.int64).reshape(-1, 3)
-        cut = patches_of(pair, scene, reading.patch_px, gsd_m=reading.gsd_m)
-        patches = tuple(
-            replace(patch, labels=labels)
-            for patch in cut
-            if patch.window and _holds(patch.window, spots) and scene.has_valid(patch.window)
-        )
+        with closing(labels):
+            patches = tuple(
+                replace(patch, labels=labels)
+                for patch in patches_of(pair, scene, reading.patch_px, gsd_m=reading.gsd_m)
+                if patch.window and _teaches(labels, scene, patch.window)
+            )
     grid = None if misplaced else scene.grid
-    return LabelledScene(patches=patches, grid=grid, class_pixels=labels.class_pixels())
+    return LabelledScene(patches=patches, grid=grid)
+
+
+def _teaches(labels: LabelLayer, scene: Scene, window: Window) -> bool:
+    """Tell whether a class is known of a valid pixel."""
+    known = labels.read(window) < OTHER
+    return bool(known.any() and (known & scene.read_valid(window)).any())
 
 
 def _placed(path: Path, assume_crs: str | None) -> tuple[Scene, DataError | None]:
@@ -238,25 +209,35 @@ def _labels(
     reading: Reading,
 ) -> LabelLayer:
     path, classes = str(pair.label), meaning.classes
-    if shapes_layer(path) is None:
+    layer = shapes_layer(path)
+    if layer is None:
+        codes = _code_names(path, meaning, reading.labels)
         if misplaced or _pixel_on_pixel(path, scene.grid):
-            source = _PixelCodes(pair, scene, _codes(path, meaning, reading.labels))
+            source = _PixelCodes(pair, scene, LabelNames(classes, codes))
             return LabelLayer(source, scene.grid.size, classes)
-        by_code = LabelOptions(label_map=reading.labels.label_map)
-        return _named(path, scene.grid, classes, by_code)
+        by_code = LabelOptions(label_map={str(OTHER): _OTHER_NAME} | codes)
+        return _named(path, scene.grid, meaning, by_code)
     if misplaced:
         raise misplaced
-    labels = _named(path, scene.grid, classes, reading.labels)
     if reading.rest is None:
-        return labels
-    rest = _Filled(labels, classes.value(reading.rest))
-    return LabelLayer(rest, scene.grid.size, classes)
+        return _named(path, scene.grid, meaning, reading.labels)
+    empty = not shape_count(path, layer)  # a place where none of the things is
+    drawn = None if empty else _named(path, scene.grid, meaning, reading.labels)
+    return LabelLayer(_Filled(drawn, classes.value(reading.rest)), scene.grid.size, classes)
 
 
-def _named(path: str, grid: Grid, classes: ClassTable, options: LabelOptions) -> LabelLayer:
+def _named(path: str, grid: Grid, meaning: _Meaning, options: LabelOptions) -> LabelLayer:
     try:
-        return open_labels(path, grid, classes, options)
+        return open_labels(path, grid, meaning.classes, options)
     except ClassNameError as error:  # its way on is to train
+        if meaning.by_code is None:  # then all words are known, and some codes are not
+            raise ClassNameError(
+                found=error.found.replace(
+                    "names classes that the model lacks", "holds codes without a name"
+                ),
+                expected=error.expected,
+                fix="Name them with --label-map",
+            ) from error
         raise ClassNameError(
             found=error.found.replace("the model lacks", "are not in classes.json"),
             expected=error.expected,
@@ -278,59 +259,67 @@ def _pixel_on_pixel(path: str, grid: Grid) -> bool:
     return bool(np.abs(moved).max() < 0.5)  # of a pixel
 
 
-def _codes(path: str, meaning: _Meaning, options: LabelOptions) -> LabelCodes:
+def _code_names(path: str, meaning: _Meaning, options: LabelOptions) -> dict[str, str]:
     """Return what the codes of a raster mean: the map's word, else its own, else the folder's."""
     with _unplaced(Path(path)) as raster:
         table = raster.tags.get(_CLASSES_TAG)
-    own = ClassTable.from_json(table) if table else meaning.by_code
-    values: dict[Code, int] = {OTHER: OTHER, UNKNOWN: UNKNOWN}
+    translation = dict(options.label_map or {})
     names = LabelNames(meaning.classes, options.label_map)
-    for entry in own or ():
-        value = names.value(entry.name)
-        if value is None:
+    codes: dict[str, str] = {}
+    for entry in (ClassTable.from_json(table) if table else meaning.by_code) or ():
+        if names.value(entry.name) is None:
             raise DataError(
                 found=f"{path} has the class {entry.name}",
                 expected=f"one of {', '.join(meaning.classes.names)}",
                 fix=f"Rename it, e.g. --label-map {entry.name}={meaning.classes.names[0]}",
             )
-        values[entry.value] = value
-    for word in options.label_map or {}:
-        value = names.value(word)
-        if word.isdecimal() and value is not None:
-            values[int(word)] = value
-    return LabelCodes(values=values)
+        codes[str(entry.value)] = translation.get(entry.name, entry.name)
+    return codes | translation
 
 
 class _PixelCodes:
     """A raster of codes on the pixels of its scene."""
 
-    def __init__(self, pair: Pair, scene: Scene, codes: LabelCodes) -> None:
-        self._path, self._codes = Path(str(pair.label)), codes
-        self.named = tuple(sorted(set(codes.values.values()) - {OTHER, UNKNOWN}))
+    def __init__(self, pair: Pair, scene: Scene, names: LabelNames) -> None:
+        self._path = Path(str(pair.label))
+        values: dict[Code, int] = {OTHER: OTHER, UNKNOWN: UNKNOWN}
+        for code in names.label_map or {}:
+            value = names.value(code)
+            if code.removeprefix("-").isdecimal() and value is not None:
+                values[int(code)] = value
+        self._codes = LabelCodes(values=values)
+        self.named = names.named(())
+        self._nodata_is_data = names_nodata(str(self._path), names.label_map or {})
         with _unplaced(self._path) as raster:
             check_size(pair, scene, raster)
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         with _unplaced(self._path) as raster:
-            # Whatever the file calls nodata is a code like the others: 0 is often a class.
-            raw = raster.read(window, range(1, min(raster.count, 3) + 1)).values
-        return self._codes.read(raw, self._path)
+            pixels = raster.read(window, range(1, min(raster.count, 3) + 1))
+        values, valid = pixels.values, pixels.valid
+        if self._nodata_is_data:
+            valid = ~np.isnan(values).any(axis=0)
+        labels = np.full(valid.shape, UNKNOWN, np.uint8)
+        labels[valid] = self._codes.read(values[:, None, valid], self._path)[0]
+        return labels
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
 
 
 class _Filled:
-    """Labels whose unknown pixels are of one class."""
+    """Labels whose unknown pixels are of one class; of None all are."""
 
-    def __init__(self, labels: LabelLayer, rest: int) -> None:
+    def __init__(self, labels: LabelLayer | None, rest: int) -> None:
         self._labels, self._rest = labels, rest
-        self.named = tuple(sorted({*labels.named, rest}))
+        self.named = tuple(sorted({*(labels.named if labels else ()), rest}))
 
     def read(self, window: Window) -> NDArray[np.uint8]:
+        if self._labels is None:
+            return np.full((window.size.rows, window.size.cols), self._rest, np.uint8)
         read = self._labels.read(window)
         read[read == UNKNOWN] = self._rest
         return read
 
-
-def _holds(window: Window, spots: NDArray[np.int64]) -> bool:
-    rows, cols, _ = spots.T
-    inside = (window.row <= rows) & (rows < window.row_stop)
-    return bool((inside & (window.col <= cols) & (cols < window.col_stop)).any())
+    def close(self) -> None:
+        """Do nothing: shapes need no file."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyogrio
 from numpy.typing import NDArray
 from pyogrio.errors import DataSourceError
+from rasterio._err import CPLE_BaseError  # has no public name
 from rasterio.shutil import exists as raster_exists
 
 from earthgate_geo.data.label_names import LabelNames, LabelOptions
@@ -31,11 +32,14 @@ class _Source(Protocol):
 
     def read(self, window: Window) -> NDArray[np.uint8]: ...
 
+    def close(self) -> None: ...
+
 
 class LabelLayer:
     """What is known of a scene's pixels.
 
-    Made by ``open_labels``. Memory: the shapes, or nothing of a raster, and a few positions.
+    Made by ``open_labels``; no file is open before the first read. Memory: the shapes, or nothing
+    of a raster, and a few positions.
 
     Args:
         source: Reads windows inside the scene.
@@ -53,6 +57,7 @@ class LabelLayer:
         self._positions: list[tuple[int, int, int]] = []
         for window in _blocks(size):
             self._survey(window)
+        self.close()
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Return the labels of a window, which may reach past the scene.
@@ -73,6 +78,10 @@ class LabelLayer:
         row, col = inside.row - window.row, inside.col - window.col
         labels[row : row + inside.size.rows, col : col + inside.size.cols] = known
         return labels
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._source.close()
 
     def positions(self) -> list[tuple[int, int, int]]:
         """Return labelled pixels as (row, col, class value), spread over everything labelled.
@@ -152,7 +161,7 @@ def shapes_layer(path: str) -> str | None:
     try:
         layers = pyogrio.list_layers(path)
     except DataSourceError as error:
-        if raster_exists(path):
+        if _is_raster(path):
             return None
         raise DataError(
             found=f"{path} can be opened neither as a vector nor as a raster",
@@ -173,6 +182,13 @@ def shapes_layer(path: str) -> str | None:
             fix=f"Write one to a file of its own: ogr2ogr labels.gpkg {path} {drawn[0]}",
         )
     return str(drawn[0])
+
+
+def _is_raster(path: str) -> bool:
+    try:
+        return bool(raster_exists(path))
+    except CPLE_BaseError:  # of a damaged vector, too
+        return False
 
 
 def _blocks(size: Size) -> Iterator[Window]:

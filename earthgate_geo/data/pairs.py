@@ -163,13 +163,23 @@ def _matched(pictures: list[Path], folder: Path, *, ending: str) -> list[Pair]:
         return [Pair(path) for path in pictures]
     drawn = sorted(p for p in folder.iterdir() if p.suffix.lower() in _RASTERS | _VECTORS)
     by_stem: dict[str, Path] = {}
-    stems = {path.stem + ending for path in pictures}
+    images: dict[str, Path] = {}
+    for path in pictures:
+        images.setdefault(path.stem + ending, path)
     for path in drawn:
         other = by_stem.setdefault(path.stem, path)
-        if other != path and path.stem in stems:
+        if other != path and path.stem in images:
             raise DataError(
                 found=f"{other} and {path} are labels of the same image",
                 expected="one file of each name",
+            )
+    for path in pictures:
+        other = images[path.stem + ending]
+        if other != path and path.stem + ending in by_stem:
+            raise DataError(
+                found=f"{other} and {path} have the same labels, {by_stem[path.stem + ending]}",
+                expected="one image of each name",
+                fix="Move the copy elsewhere",
             )
     return [Pair(path, by_stem.get(path.stem + ending)) for path in pictures]
 

@@ -44,6 +44,9 @@ class Labels(Protocol):
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Return the codes (row, col) of a window inside the image."""
 
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -290,7 +293,10 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         if pair.label is None or self._codes is None:
             return np.full((window.size.rows, window.size.cols), UNKNOWN, np.uint8)
         if patch.labels is not None:
-            return self._codes.read(patch.labels.read(window)[None], pair.label)
+            try:
+                return self._codes.read(patch.labels.read(window)[None], pair.label)
+            finally:
+                patch.labels.close()
         with _open(pair.label) as labels:
             check_size(pair, image, labels)
             # Whatever the file calls nodata is a code like the others: 0 is often a class.

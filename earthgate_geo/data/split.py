@@ -69,6 +69,29 @@ def split_by_ground(
     )
 
 
+def off_ground(
+    patches: Sequence[Patch],
+    grids: Sequence[Grid | None],
+    *,
+    held_out: Sequence[Patch],
+    held_out_grids: Sequence[Grid | None],
+) -> tuple[Patch, ...]:
+    """Return the patches that share no ground with those held out.
+
+    Args:
+        patches: Patches of any scenes.
+        grids: The grid of each patch's image, None where it lies nowhere.
+        held_out: Patches whose ground never trains.
+        held_out_grids: The grids of these.
+    """
+    grounds = _Grounds([*held_out, *patches], [*held_out_grids, *grids])
+    touched = np.zeros(len(held_out) + len(patches))
+    for index in range(len(held_out)):
+        touched += grounds.shares(index)[1]
+    free = touched[len(held_out) :] <= _SLIVER
+    return tuple(patches[i] for i in np.flatnonzero(free).tolist())
+
+
 def _count(covered: NDArray[np.float64]) -> int:
     return int(np.count_nonzero(covered >= 1 - _SLIVER))
 
@@ -81,7 +104,7 @@ class _Grounds:
         self._outlines = np.array(places, object)
         self._tree = shapely.STRtree(self._outlines)
         self._areas: NDArray[np.float64] = shapely.area(self._outlines)
-        self._files = np.array([str(patch.pair.image) for patch in patches])
+        self._files = np.array([str(patch.pair.image.resolve()) for patch in patches])
 
     def around(self, index: int) -> list[int]:
         """Return the patches that hold a patch, the largest first and itself last."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from earthgate_geo.data.augment import random_blocks
 from earthgate_geo.data.style_networks import EMBEDDED, PublishedStyle
 from earthgate_geo.errors import DataError, InputError, StorageError
 from earthgate_geo.recipe import Styles
@@ -44,6 +45,10 @@ class Style(Protocol):
     def kind(self) -> StyleKind:
         """Its name in a bank's file."""
 
+    @property
+    def least_px(self) -> int:
+        """Height and width below which an image says too little of its style."""
+
     def embed(self, images: Tensor) -> Tensor:
         """Measure styles: images (batch, channel, row, col) in 0..1 -> (batch, dimension)."""
 
@@ -70,6 +75,7 @@ class StatisticsStyle:
     """
 
     kind: StyleKind = "statistics"
+    least_px: int = 32
 
     def embed(self, images: Tensor) -> Tensor:
         """Measure styles.
@@ -141,6 +147,9 @@ class StyleBank:
     networks: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of the published style's networks; none for statistics."""
 
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What made it and of which images, for people."""
+
     def style(self) -> Style:
         """Return what measured the embeddings, to restyle with."""
         return PublishedStyle(self.networks) if self.kind == "published" else StatisticsStyle()
@@ -151,7 +160,13 @@ class StyleBank:
         Raises:
             StorageError: The file cannot be written.
         """
-        about = {"version": _VERSION, "kind": self.kind, "bands": self.bands, "count": self.count}
+        about = {
+            "version": _VERSION,
+            "kind": self.kind,
+            "bands": self.bands,
+            "count": self.count,
+            "provenance": dict(self.provenance),
+        }
         tensors = {"mean": self.mean, "covariance": self.covariance}
         tensors |= {_NETWORKS + name: weights for name, weights in self.networks.items()}
         kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -162,6 +177,15 @@ class StyleBank:
                 found=f"{path} could not be written ({error})",
                 expected="a writable folder with room for it",
             ) from error
+
+
+def is_bank(path: Path) -> bool:
+    """Tell whether a file calls itself a bank of styles; it may still be damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def load_bank(path: Path) -> StyleBank:
@@ -178,20 +202,23 @@ def load_bank(path: Path) -> StyleBank:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_HEADER])
+            _check_version(path, about["version"])  # first: nothing else is known of another one
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-        bank = _bank(about, tensors)
+        return _bank(about, tensors)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             found=f"{path} is damaged or no bank of styles",
             expected="a file that 'earthgate styles build' wrote",
         ) from error
-    if about["version"] != _VERSION:
+
+
+def _check_version(path: Path, version: Any) -> None:
+    if version != _VERSION:
         raise DataError(
-            found=f"{path} has format version {about['version']}",
+            found=f"{path} has format version {version}",
             expected=f"version {_VERSION}",
             fix="Build it again",
         )
-    return bank
 
 
 def _bank(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StyleBank:
@@ -210,6 +237,7 @@ def _bank(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StyleBank:
             for name, tensor in tensors.items()
             if name.startswith(_NETWORKS)
         },
+        provenance=about.get("provenance", {}),
     )
 
 
@@ -266,8 +294,9 @@ class StyleInjector:
     Source:
         CrossEarth, arXiv:2410.22629, Earth-Style Injection, and its code: a style is drawn as
         ``mean + U sqrt(S) n`` with U and S of the covariance's singular value decomposition and a
-        standard normal n, weighs 0.1 beside the image's own, and is put on 70 % of the blocks of
-        64 px. Every image has its own draw here.
+        standard normal n, and weighs 0.1 beside the image's own. That it is put on 70 % of the
+        blocks, and these are of 64 px, is known only of a training build that its authors once
+        published. Every image has its own draw here.
 
     Args:
         style: What measures and restyles, of the bank's kind.
@@ -305,7 +334,7 @@ class StyleInjector:
             )
         drawn = [(self._simulated(rng), self._blocks(images, rng)) for _ in images]
         simulated = torch.stack([style for style, _ in drawn]).to(images.device)
-        styled = torch.stack([blocks for _, blocks in drawn]).to(images.device)
+        styled = torch.stack([blocks for _, blocks in drawn])[:, None].to(images.device)
         # Eight bits of mantissa are too few for a spectrum, and the caller may compute in them.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             mixed = torch.lerp(self._style.embed(images), simulated, self._choice.strength)
@@ -318,10 +347,8 @@ class StyleInjector:
         return simulated.float()
 
     def _blocks(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        side, (rows, cols) = self._choice.block_px, images.shape[-2:]
-        styled = rng.random((-(-rows // side), -(-cols // side))) < self._choice.styled
-        pixels = styled.repeat(side, 0).repeat(side, 1)[None, :rows, :cols]
-        return torch.from_numpy(np.ascontiguousarray(pixels))
+        (rows, cols), choice = images.shape[2:], self._choice
+        return random_blocks(rows, cols, share=choice.styled, block_px=choice.block_px, rng=rng)
 
 
 def _dimension(bands: int) -> int:

@@ -38,6 +38,7 @@ class PublishedStyle(nn.Module):
     """
 
     kind: Literal["published"] = "published"
+    least_px: int = 75
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -81,8 +82,14 @@ class PublishedStyle(nn.Module):
         """Measure styles: images (batch, 3, row, col) in 0..1, 75 px or more -> (batch, 100).
 
         Raises:
-            InputError: The images have other than three bands.
+            InputError: The images have other than three bands, or fewer pixels.
         """
+        rows, cols = images.shape[2:]
+        if min(rows, cols) < self.least_px:
+            raise InputError(
+                found=f"images of {rows} x {cols} px for the published style networks",
+                expected=f"{self.least_px} px or more",
+            )
         if images.shape[1] != 3:
             raise InputError(
                 found=f"images of {images.shape[1]} bands for the published style networks",

@@ -24,7 +24,8 @@ _TOLERANCE = 0.001
 class WarpedBand:
     """The first band of a raster, read in windows of another grid.
 
-    Pickled as its file and grid. Memory: the window asked for.
+    The file stays open between reads, until ``close``: a process that is forked meanwhile would
+    share its position in the file. Pickled as its file and grid. Memory: the window asked for.
 
     Args:
         raster: The raster; any CRS, resolution and orientation.
@@ -74,6 +75,14 @@ class WarpedBand:
         cols = slice(inside.col - window.col, inside.col_stop - window.col)
         values[0, rows, cols], valid[rows, cols] = self._read(inside)
         return Pixels(values, valid)
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        if self._vrt is not None:
+            source = self._vrt.src_dataset
+            self._vrt.close()
+            source.close()
+            self._vrt = None
 
     def _read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         area = RasterioWindow(window.col, window.row, window.size.cols, window.size.rows)

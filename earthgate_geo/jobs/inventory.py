@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from earthgate_geo import model_file
+from earthgate_geo.data.style import is_bank, load_bank
 from earthgate_geo.errors import ModelFileError
 from earthgate_geo.raster.class_map import class_table, is_map
 from earthgate_geo.raster.read import Scene, open_scene
@@ -15,7 +16,7 @@ _MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 
 def describe(source: str, *, model_folder: Path | None = None) -> Document:
-    """Say what a model, adapter, map or scene is.
+    """Say what a model, adapter, bank of styles, map or scene is.
 
     Args:
         source: A file, or the name of a model.
@@ -23,13 +24,14 @@ def describe(source: str, *, model_folder: Path | None = None) -> Document:
 
     Raises:
         InputError: There is no such file.
-        DataError: It is neither a model nor a raster.
+        DataError: It is neither a model nor a raster, or a bank that cannot be used.
         ModelFileError: It is a model file that cannot be used.
     """
     folders = _folders(model_folder)
     path = Path(source)
     if path.suffix.lower() in _MODEL_SUFFIXES or source in _names(folders):
-        return _model(model_file.find_model(source, folders=folders))
+        found = model_file.find_model(source, folders=folders)
+        return _styles(found) if is_bank(found) else _model(found)
     with open_scene(source) as scene:
         return _map(scene) if is_map(scene) else _scene(scene)
 
@@ -87,6 +89,19 @@ def _model(path: Path) -> Document:
         "tile_px": config["tile_px"],
         "backbone": config["backbone"]["name"],
         "card": header["card"],
+    }
+
+
+def _styles(path: Path) -> Document:
+    bank = load_bank(path)
+    return {
+        "what": "styles",
+        "file": str(path),
+        "digest": model_file.file_digest(path),
+        "style": bank.kind,
+        "bands": bank.bands,
+        "images": bank.count,
+        "provenance": bank.provenance,
     }
 
 

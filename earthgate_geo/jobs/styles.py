@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earthgate_geo import __version__
 from earthgate_geo.checkpoint_file import read_checkpoint
+from earthgate_geo.data.pairs import is_raster
 from earthgate_geo.data.style import StatisticsStyle, Style, build_bank
 from earthgate_geo.data.style_networks import PublishedStyle
 from earthgate_geo.errors import DataError, InputError
 from earthgate_geo.model_file import file_digest
 from earthgate_geo.monitor import Monitor
+from earthgate_geo.raster.bands import RGB
 from earthgate_geo.raster.class_map import is_map
 from earthgate_geo.raster.destination import Destination, publish
 from earthgate_geo.raster.grid import Size, Tiling, Window
@@ -24,15 +27,10 @@ from earthgate_geo.styles_request import StylesRequest
 
 Document = dict[str, Any]
 
-_RASTERS = frozenset(
-    {".bmp", ".ecw", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".nitf", ".ntf", ".png", ".sid"}
-    | {".tif", ".tiff", ".vrt", ".webp"}
-)
 _NO_IMAGES = ("_labels", "_truth", "_dsm")
 """How companions of images end."""
 
-_RGB = ("red", "green", "blue")
-_PART_PX, _SMALLEST_PX = 512, 32
+_PART_PX = 512
 _VALID = 0.9
 """Least share of a part that holds data."""
 
@@ -52,9 +50,10 @@ def run_styles(request: StylesRequest, monitor: Monitor) -> Document:
     started = time.perf_counter()
     with Destination(request.out, overwrite=request.overwrite, inputs=request.inputs()) as place:
         style = _style(request)
-        images = _opened(request)
+        images = _opened(request, style.least_px)
         monitor.stage("styles", len(images.chosen))
         bank = build_bank(style, images.read(monitor))
+        bank = replace(bank, provenance=images.provenance())
         images.warn(monitor)
         built = place.scratch / request.out.name
         bank.save(built)
@@ -74,8 +73,7 @@ def plan_styles(request: StylesRequest, monitor: Monitor) -> Document:
         InputError, DataError, OutputError: As the run itself before it starts.
     """
     request.check()
-    _style(request)
-    images = _opened(request)
+    images = _opened(request, _style(request).least_px)
     images.warn(monitor)
     return images.about()
 
@@ -95,7 +93,7 @@ class _Images:
             windows = [window for owner, window in self.chosen if owner == path]
             try:
                 with _open(path, self.request) as scene:
-                    bands = scene.choose_bands(_RGB)
+                    bands = scene.choose_bands(RGB)
                     radiometry = scene.radiometry(bands)
                     for window in windows:
                         part = _part(scene.read(window, bands), radiometry)
@@ -115,12 +113,21 @@ class _Images:
                 f"{f' and {more} more' if more > 0 else ''}. {next(iter(self.unusable.values()))}"
             )
 
+    def provenance(self) -> Document:
+        """Return what a bank says of its images: the folder's name alone, it may go elsewhere."""
+        return {
+            "earthgate": __version__,
+            "data": self.request.data.resolve().name,
+            "files": self._used(),
+            "part_px": _PART_PX,
+            "seed": self.request.seed,
+        }
+
     def about(self) -> Document:
         """Return what is known without the styles."""
-        used = {path for path, _ in self.chosen} - self.unusable.keys()
         return {
             "data": str(self.request.data),
-            "files": len(used),
+            "files": self._used(),
             "unusable": {str(path): reason for path, reason in self.unusable.items()},
             "parts": len(self.chosen),
             "part_px": _PART_PX,
@@ -128,6 +135,9 @@ class _Images:
             "seed": self.request.seed,
             "outputs": {role: str(path) for role, path in self.request.outputs().items()},
         }
+
+    def _used(self) -> int:
+        return len({path for path, _ in self.chosen} - self.unusable.keys())
 
 
 def _style(request: StylesRequest) -> Style:
@@ -138,14 +148,14 @@ def _style(request: StylesRequest) -> Style:
     )
 
 
-def _opened(request: StylesRequest) -> _Images:
+def _opened(request: StylesRequest, least_px: int) -> _Images:
     """Open every file and choose parts: of each image one, then of each a second, and so on."""
     rng = np.random.default_rng(request.seed)
     drawn: list[tuple[int, float, Path, Window]] = []
     images = _Images(request=request, chosen=[])
     for path in _files(request.data):
         try:
-            windows = _windows(path, request)
+            windows = _windows(path, request, least_px)
         except (DataError, InputError) as error:
             images.unusable[path] = str(error)
             continue
@@ -174,9 +184,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _RASTERS
-        and _is_image(path.relative_to(folder))
-        and path.is_file()
+        if is_raster(path) and _is_image(path.relative_to(folder)) and path.is_file()
     )
 
 
@@ -185,10 +193,10 @@ def _is_image(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
     labels = any(part.startswith("labels") for part in path.parts[:-1])
     companion = path.stem.lower().endswith(_NO_IMAGES)
-    return path.suffix.lower() in _RASTERS and not (hidden or labels or companion)
+    return not (hidden or labels or companion)
 
 
-def _windows(path: Path, request: StylesRequest) -> list[Window]:
+def _windows(path: Path, request: StylesRequest, least_px: int) -> list[Window]:
     """Return the parts of an image, none of a map of classes.
 
     Raises:
@@ -198,12 +206,11 @@ def _windows(path: Path, request: StylesRequest) -> list[Window]:
     with _open(path, request) as scene:
         if is_map(scene):
             return []
-        scene.choose_bands(_RGB)
+        scene.choose_bands(RGB)
         size, square = scene.grid.size, Size(_PART_PX, _PART_PX)
-        if min(size.rows, size.cols) < _SMALLEST_PX:
+        if min(size.rows, size.cols) < least_px:
             raise DataError(
-                found=f"{path} is {size.rows} x {size.cols} px",
-                expected=f"{_SMALLEST_PX} px or more",
+                found=f"{path} is {size.rows} x {size.cols} px", expected=f"{least_px} px or more"
             )
         return [window.clipped(size) for window in Tiling(size, square, square)]
 

@@ -13,7 +13,7 @@ from earthgate_geo.data.style import StyleBank, StyleInjector, load_bank
 from earthgate_geo.jobs.held_out import Picture, score_held_out
 from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
-from earthgate_geo.jobs.train_images import find_images, told
+from earthgate_geo.jobs.train_images import find_images, stamp_of, told
 from earthgate_geo.model_file import file_digest, save_model
 from earthgate_geo.monitor import Monitor, SilentMonitor
 from earthgate_geo.policies import Tuner
@@ -27,7 +27,13 @@ from earthgate_geo.training_request import TrainRequest
 Document = dict[str, Any]
 
 _ANY_GSD = (0.01, 100.0)
-_DECISIVE = ("start", "classes", "source", "target", "holdout", "styles")
+_DECISIVE = ("start", "classes", "source", "target", "holdout", "bank")
+_ASKED = (
+    *("label_field", "label_class", "label_map", "label_rest", "assume_crs", "gsd", "bands"),
+    "devices",
+)
+"""What decides the result beside the images and the recipe, as it was asked for."""
+
 _POINTS = 200
 """Most points of a curve in the report."""
 
@@ -108,7 +114,7 @@ class _Training:
 
     def train(self, folder: Path, monitor: Monitor) -> FitRecord:
         """Train; the state is kept in ``folder``."""
-        about, device = self.about(), torch_device(self.request.device)
+        device = torch_device(self.request.device)
         options = FitOptions(
             device=device,
             devices=self.request.devices,
@@ -117,8 +123,7 @@ class _Training:
             folder=folder,
             resume=self.request.resume,
             injector=self._injector(),
-            about={key: about[key] for key in _DECISIVE}
-            | {"devices": self.request.devices, "bands": self.request.bands},
+            about=self._decisive(),
         )
         return fit(
             self.start.segmenter,
@@ -127,6 +132,16 @@ class _Training:
             self.recipe,
             monitor=monitor,
             options=options,
+        )
+
+    def _decisive(self) -> Document:
+        """Return what an unfinished run must share for this one to go on from it."""
+        about = self.about()
+        sets = {"source": self.source, "held_out": self.held_out, "target": self.target}
+        return (
+            {key: about[key] for key in _DECISIVE}
+            | {key: getattr(self.request, key) for key in _ASKED}
+            | {"stamps": {name: each and stamp_of(each) for name, each in sets.items()}}
         )
 
     def _injector(self) -> StyleInjector | None:
@@ -160,7 +175,7 @@ class _Training:
             "source": told(self.source),
             "target": self.target and told(self.target),
             "holdout": self.holdout,
-            "styles": self.request.styles and file_digest(self.request.styles),
+            "bank": self.request.styles and file_digest(self.request.styles),
             "start": {
                 "name": start.name,
                 "digest": start.digest,

@@ -1,20 +1,31 @@
 """The images of a training: found and checked, held out by ground, read in a model's classes."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from earthgate_geo.data.label_codes import Code, LabelCodes
 from earthgate_geo.data.label_names import LabelOptions
 from earthgate_geo.data.labelled_scenes import Reading, open_labelled
 from earthgate_geo.data.pairs import Pair, open_pairs
-from earthgate_geo.data.patches import Patch, PatchDataset, joint_radiometry, patches_of
-from earthgate_geo.data.split import Split, split_by_ground
+from earthgate_geo.data.patches import (
+    Patch,
+    PatchDataset,
+    chosen_bands,
+    joint_radiometry,
+    patches_of,
+)
+from earthgate_geo.data.problems import Problems
+from earthgate_geo.data.split import Split, off_ground, split_by_ground
 from earthgate_geo.errors import ClassNameError, DataError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.classes import ClassTable
+from earthgate_geo.raster.grid import Grid
 from earthgate_geo.raster.read import Radiometry, SceneOptions, open_scene
 from earthgate_geo.recipe import Recipe
 from earthgate_geo.training_request import TrainRequest
@@ -27,6 +38,12 @@ _SHRUNK = 2
 
 _MOST_APART = 16
 """Ratio of ground sizes from which a user should know that they are mixed."""
+
+_MOST_LEFT_OUT = 0.1
+"""Share of the patches on both sides of the split from which a user should know of them."""
+
+_Placed = dict[Patch, Grid | None]
+"""Patches, each with the grid of its image, None where it lies nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +72,7 @@ class TrainImages:
     """Red, green and blue, where the user names them."""
 
     holdout: float | None
-    """Share of the ground that was to be held out; None where none is."""
+    """Share of the patches that was to be held out; None where none is."""
 
     @property
     def classes(self) -> ClassTable:
@@ -89,8 +106,14 @@ class TrainImages:
         """Return what is told of held-out ground."""
         if self.holdout is None:
             return None
-        counts = {"patches": len(self.split.held_out), "left_out": self.split.left_out}
-        return {"share": self.holdout, **counts}
+        held_out, left_out = len(self.split.held_out), self.split.left_out
+        share = held_out / (len(self.split.trained) + held_out + left_out)
+        return {
+            "wanted": self.holdout,
+            "share": share,
+            "patches": held_out,
+            "left_out": left_out,
+        }
 
     def _dataset(self, patches: Iterable[Patch], classes: ClassTable) -> PatchDataset:
         values: dict[Code, int] = {OTHER: UNKNOWN, UNKNOWN: UNKNOWN}
@@ -120,44 +143,60 @@ def find_images(request: TrainRequest, recipe: Recipe, monitor: Monitor) -> Trai
             "scene_labels.tif beside scene.tif, or a manifest.csv with a column label",
         )
     reading = _reading(request, recipe)
-    targets = open_pairs(request.target, where=request.target_where)[0] if request.target else None
+    targets = open_pairs(request.target, where=request.target_where)[0] if request.target else []
+    unlabelled = _unlabelled(targets, reading)
     scenes, known = open_labelled(pairs, folder_classes, reading, monitor=monitor)
     foreign = [name for name in request.ignore if name not in known.names]
     if foreign:
         raise ClassNameError(
             found=f"--ignore {foreign[0]}", expected=f"one of {', '.join(known.names)}"
         )
-    patches = [patch for scene in scenes for patch in scene.patches]
-    grids = [scene.grid for scene in scenes for _ in scene.patches]
+    labelled = {patch: scene.grid for scene in scenes for patch in scene.patches}
     gsds_m = [scene.grid.gsd().mean_m for scene in scenes if scene.grid]
     if not request.gsd and gsds_m and max(gsds_m) > _MOST_APART * min(gsds_m):
         monitor.warn(
             f"Pixels of {min(gsds_m):.2g} to {max(gsds_m):.2g} m on the ground train together, "
             "each scene at its own; --gsd shows all at one"
         )
-    split, share = _split(request, patches, grids)
+    split, share = _split(request, labelled)
+    ignored = frozenset(request.ignore)
+    _warn_of_split(split, {e.value: e.name for e in known if e.name not in ignored}, monitor)
+    held_out = {patch: labelled[patch] for patch in split.held_out}
     return TrainImages(
         known=known,
-        ignored=frozenset(request.ignore),
+        ignored=ignored,
         split=split,
-        target_patches=None if targets is None else _unlabelled(targets, reading),
+        target_patches=_off_ground(unlabelled, held_out, monitor) if unlabelled else None,
         gsds_m=(request.gsd,) if request.gsd else tuple(gsds_m),
-        radiometry=joint_radiometry([*pairs, *(targets or ())], bands=reading.bands),
+        radiometry=joint_radiometry(pairs, bands=reading.bands)
+        | joint_radiometry(targets, bands=reading.bands),
         bands=reading.bands,
         holdout=share,
     )
 
 
 def told(patches: PatchDataset) -> Document:
-    """Return what tells a set of images from others."""
-    pairs = list(dict.fromkeys(patch.pair for patch in patches.patches))
-    files = [path for pair in pairs for path in (pair.image, pair.label) if path is not None]
-    lines = "\n".join(f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files)
-    return {
-        "images": len(pairs),
-        "patches": len(patches),
-        "digest": hashlib.sha256(lines.encode()).hexdigest(),
-    }
+    """Return what tells a set of images from others, wherever they lie."""
+    files = _files(patches)
+    lines = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in files]
+    images = {patch.pair.image for patch in patches.patches}
+    return {"images": len(images), "patches": len(patches), "digest": _digest(lines)}
+
+
+def stamp_of(patches: PatchDataset) -> str:
+    """Return a digest that changes with every part of the images and any change of a file."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(patches)]
+    parts = [(str(p.pair.image), p.window, p.network) for p in patches.patches]
+    return _digest(map(str, (*files, *parts)))
+
+
+def _files(patches: PatchDataset) -> list[Path]:
+    pairs = dict.fromkeys(patch.pair for patch in patches.patches)
+    return [path for pair in pairs for path in (pair.image, pair.label) if path is not None]
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _reading(request: TrainRequest, recipe: Recipe) -> Reading:
@@ -174,31 +213,61 @@ def _reading(request: TrainRequest, recipe: Recipe) -> Reading:
     )
 
 
-def _unlabelled(pairs: list[Pair], reading: Reading) -> tuple[Patch, ...]:
-    patches: list[Patch] = []
+def _unlabelled(pairs: Sequence[Pair], reading: Reading) -> _Placed:
+    """Cut images into patches; all of them are checked before any is refused."""
+    problems = Problems(len(pairs), expected="images with bands that can be read")
+    found: _Placed = {}
     for pair in pairs:
-        bare = replace(pair, label=None)
-        try:
-            image = open_scene(pair.image, SceneOptions(assume_crs=reading.assume_crs))
-        except DataError:  # it does not say where it lies
-            image = open_scene(pair.image, SceneOptions(placed=False))
-        with image:
-            patches += patches_of(bare, image, reading.patch_px, gsd_m=reading.gsd_m)
-    return tuple(patches)
+        with problems.of(pair.image):
+            found |= _cut(replace(pair, label=None), reading)
+    problems.tell()
+    return found
 
 
-def _split(
-    request: TrainRequest, patches: list[Patch], grids: list[Any]
-) -> tuple[Split, float | None]:
-    if not patches:
+def _cut(pair: Pair, reading: Reading) -> _Placed:
+    placed = True
+    try:
+        image = open_scene(pair.image, SceneOptions(assume_crs=reading.assume_crs))
+    except DataError:  # it does not say where it lies
+        placed, image = False, open_scene(pair.image, SceneOptions(placed=False))
+    with image:
+        chosen_bands(image, reading.bands)
+        patches = patches_of(pair, image, reading.patch_px, gsd_m=reading.gsd_m)
+    return dict.fromkeys(patches, image.grid if placed else None)
+
+
+def _off_ground(found: _Placed, held_out: _Placed, monitor: Monitor) -> tuple[Patch, ...]:
+    """Return the target's patches that do not show held-out ground: that never trains."""
+    kept = off_ground(
+        list(found),
+        list(found.values()),
+        held_out=list(held_out),
+        held_out_grids=list(held_out.values()),
+    )
+    if not kept:
+        raise DataError(
+            found="a target whose images all show held-out ground",
+            expected="images of other ground, too",
+            fix="Pass --holdout 0 to hold none out",
+        )
+    if len(kept) < len(found):
+        monitor.warn(
+            f"{len(found) - len(kept)} of {len(found)} patches of the target show held-out ground "
+            "and do not train"
+        )
+    return kept
+
+
+def _split(request: TrainRequest, labelled: _Placed) -> tuple[Split, float | None]:
+    if not labelled:
         raise DataError(
             found=f"{request.data} has no labelled pixel", expected="labels on valid pixels"
         )
     share = _HOLDOUT if request.holdout is None else request.holdout
-    whole = Split(trained=tuple(patches), held_out=())
+    whole = Split(trained=tuple(labelled), held_out=())
     if not share:
         return whole, None
-    split = split_by_ground(patches, grids, share=share, seed=request.seed)
+    split = split_by_ground(list(labelled), list(labelled.values()), share=share, seed=request.seed)
     if split.held_out:
         return split, share
     if request.holdout is not None:
@@ -208,3 +277,36 @@ def _split(
             fix="Pass --holdout 0 to train on all of it",
         )
     return whole, None
+
+
+def _warn_of_split(split: Split, classes: Mapping[int, str], monitor: Monitor) -> None:
+    """Tell which classes, by their values, are missing on a side, and whether much lies on both."""
+    unseen = _unseen(split.trained, classes)
+    if unseen:
+        monitor.warn(f"No pixel to train on is {' or '.join(unseen)}: the model cannot learn it")
+    unscored = _unseen(split.held_out, classes) if split.held_out else []
+    if unscored:
+        monitor.warn(
+            f"No held-out pixel is {' or '.join(unscored)}: how well the model finds it is unknown"
+        )
+    patches = len(split.trained) + len(split.held_out) + split.left_out
+    if split.left_out > _MOST_LEFT_OUT * patches:
+        monitor.warn(
+            f"{split.left_out} of {patches} patches lie in part on held-out ground: they neither "
+            "train nor score; --holdout 0 trains on all"
+        )
+
+
+def _unseen(patches: Iterable[Patch], classes: Mapping[int, str]) -> list[str]:
+    """Return the classes that no patch shows; where none is missing, few files are read."""
+    unseen = dict(classes)
+    for patch in patches:
+        if unseen and patch.labels is not None and patch.window is not None:
+            labels = patch.labels.read(patch.window)
+            patch.labels.close()
+            if unseen.keys() & set(np.unique(labels).tolist()):
+                with open_scene(patch.pair.image, SceneOptions(placed=False)) as image:
+                    valid = image.read_valid(patch.window)
+                for value in np.unique(labels[valid]).tolist():
+                    unseen.pop(value, None)
+    return list(unseen.values())

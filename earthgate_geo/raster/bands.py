@@ -6,6 +6,7 @@ from earthgate_geo.errors import BandError
 
 ALPHA = "alpha"
 GRAY = "gray"
+RGB = ("red", "green", "blue")
 
 _SPELLINGS = {
     "r": "red",

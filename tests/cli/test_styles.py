@@ -6,6 +6,7 @@ from rasters import RasterSpec, write_raster
 from workplace import files
 
 from earthgate_cli.main import main
+from earthgate_geo import __version__
 
 BUILD = ["styles", "build", "images", "--out", "styles.safetensors"]
 
@@ -32,6 +33,26 @@ def test_it_says_how_many_styles_it_took_and_what_it_wrote(place, capsys) -> Non
     assert (code, err) == (0, "")
     assert lines[0].startswith("took 3 styles from 3 files in ")
     assert lines[1:] == ["wrote styles.safetensors"]
+
+
+def test_info_describes_a_bank_in_a_few_lines(place, capsys) -> None:
+    digest = json.loads(run(capsys, "--json")[1])["digest"]
+
+    code = main(["info", "styles.safetensors"])
+
+    facts = f"earthgate: {__version__}; data: images; files: 3; part_px: 512; seed: 0"
+    assert (code, capsys.readouterr().out.splitlines()) == (
+        0,
+        [
+            "what        styles",
+            "file        styles.safetensors",
+            f"digest      {digest}",
+            "style       statistics",
+            "bands       3",
+            "images      3",
+            f"provenance  {facts}",
+        ],
+    )
 
 
 def test_json_prints_the_document_and_nothing_else(place, capsys) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from workplace import files
 
+from earthgate_cli import summary
 from earthgate_cli.main import main
 from earthgate_geo.data.style import StatisticsStyle, build_bank
 
@@ -158,6 +160,7 @@ def test_a_file_of_options_that_makes_no_sense_is_refused(place, capsys, text, s
                 "are about."
             ),
         ),
+        (["--extractor"], "--extractor without --multitask; expected both or neither."),
         (["--holdout", "1"], "--holdout 1; expected a share in 0..1."),
         (
             ["--label-class", "roof", "--label-rest", "roof"],
@@ -198,10 +201,12 @@ def fields(place):
 
 
 def test_train_says_how_well_it_does_on_ground_that_never_trained(fields, capsys) -> None:
-    code, out, err = run(capsys, *fields, "--report", "report.html", "--holdout", "0.25")
+    asked = [*fields, "--report", "report.html", "--holdout", "0.25", "--seed", "1"]
+
+    code, out, err = run(capsys, *asked)
 
     lines = out.splitlines()
-    command = shlex.join(["earthgate", *fields, "--report", "report.html", "--holdout", "0.25"])
+    command = shlex.join(["earthgate", *asked])
     assert (code, err) == (0, "")
     assert lines[3] == "IoU on 2 patches held out:"
     assert [line.split()[0] for line in lines[4:7]] == ["bright", "dark", "mean"]
@@ -209,12 +214,52 @@ def test_train_says_how_well_it_does_on_ground_that_never_trained(fields, capsys
     assert f"<pre>{command}</pre>" in Path("report.html").read_text(encoding="utf-8")
 
 
+def test_only_what_was_scored_is_told_as_scored() -> None:
+    holdout = {"wanted": 0.2, "share": 0.3, "patches": 300, "left_out": 40, "scored": 256}
+    classes = [
+        {"name": "field", "iou": 0.5, "truth_pixels": 9},
+        {"name": "roof", "iou": 0.0, "truth_pixels": 0},
+    ]
+    document = {
+        "steps": 2,
+        "seconds": {"train": 1.0},
+        "loss": {"first": 2.0, "last": 1.0},
+        "modules": 0,
+        "policy": "full",
+        "trained_parameters": 3,
+        "parameters": {"head": 4},
+        "classes": ["field", "roof"],
+        "gsd": [1, 2],
+        "outputs": {},
+        "holdout": holdout | {"scores": {"classes": classes, "mean_iou": 0.5}},
+    }
+
+    assert list(summary.train_lines(document))[3:] == [
+        "IoU on 256 of 300 patches held out:",
+        "  field             50.0%",
+        "  roof                  -",
+        "  mean              50.0%",
+        "40 patches on both sides neither train nor score",
+    ]
+
+
+def test_a_plan_says_what_lies_on_both_sides(place, capsys) -> None:
+    for index in range(4):
+        lessons.furnish_scene(place / "rows", f"row{index}", left=500_000 + 16 * index)
+
+    _, out, err = run(capsys, *TRAIN, "--data", "rows", "--dry-run")
+
+    (left_out,) = re.findall(r"(\d) of 8 patches lie in part on held-out ground", err)
+    said = f"            {left_out} patch"
+    assert any(line.startswith(said) for line in out.splitlines())
+
+
 def test_a_plan_says_what_is_held_out(fields, capsys) -> None:
     _, out, _ = run(capsys, *fields, "--dry-run")
 
     assert out.splitlines()[:3] == [
         "source      4 images, cut into 6",
-        "held out    2 patches",
+        "held out    2 patches, 25.0% of all",
         "classes     bright, dark",
     ]
 

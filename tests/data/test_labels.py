@@ -143,11 +143,11 @@ def test_multipart_and_3d_shapes_count_and_empty_ones_do_not(tmp_path):
 
 
 def test_shapes_without_a_class_are_unknown(tmp_path):
-    shapes = [box(0, 0, 10, 10), box(20, 20, 30, 30)]
-    path = write_shapes(tmp_path / "l.gpkg", shapes, {"class": ["road", None]})
+    shapes = [box(0, 0, 10, 10), box(20, 20, 30, 30), box(40, 20, 50, 30)]
+    path = write_shapes(tmp_path / "l.gpkg", shapes, {"class": ["road", None, " "]})
 
     assert labels_of(path).class_pixels()["road"] == 100
-    assert labels_of(path).read(WHOLE)[25, 25] == 255
+    assert (labels_of(path).read(WHOLE)[25, 25:50:20] == 255).all()
 
 
 def test_a_class_for_all_shapes_needs_no_field(tmp_path):

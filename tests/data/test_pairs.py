@@ -258,6 +258,22 @@ def test_two_label_files_for_an_image_are_refused(tmp_path):
     )
 
 
+def test_two_images_of_the_same_labels_are_refused(tmp_path):
+    furnish(tmp_path, "images/a.tif", "images/a.png", "labels/a.gpkg")
+
+    assert str(refusal(tmp_path)) == (
+        f"{tmp_path / 'images' / 'a.png'} and {tmp_path / 'images' / 'a.tif'} have the same "
+        f"labels, {tmp_path / 'labels' / 'a.gpkg'}; expected one image of each name. Move the "
+        "copy elsewhere."
+    )
+
+
+def test_images_of_one_name_without_labels_are_a_target(tmp_path):
+    furnish(tmp_path, "a.tif", "a.png")
+
+    assert [pair.image.name for pair in open_pairs(tmp_path)[0]] == ["a.png", "a.tif"]
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_real_pairs_are_listed_with_their_classes(shared_data, name):
     pairs, classes = open_pairs(shared_data / name)

@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from affine import Affine
 from hypothesis import given, settings
@@ -9,7 +8,7 @@ from rasterio.crs import CRS
 
 from earthgate_geo.data.pairs import Pair
 from earthgate_geo.data.patches import Patch
-from earthgate_geo.data.split import split_by_ground
+from earthgate_geo.data.split import off_ground, split_by_ground
 from earthgate_geo.raster.grid import Grid, Size, Window
 
 UTM = CRS.from_epsg(32633)
@@ -146,14 +145,41 @@ def test_the_seed_chooses_the_places():
     assert places[0] == places[1] != places[2]
 
 
-def test_a_scene_over_the_antimeridian_is_split_by_file():
+def test_images_over_the_antimeridian_are_held_out_whole():
+    fields = patches_of("field", side=3)
+    over = patches_of("over", left=179.95, top=10, gsd_m=0.001, crs=CRS.from_epsg(4326), side=4)
+    there = [index for index, patch in enumerate(over[0]) if not patch.window.col]
+    column = [over[0][index] for index in there], [over[1][index] for index in there]
+    patches, grids = joined(fields, column)
+
+    splits = [split_by_ground(patches, grids, share=0.3, seed=seed) for seed in range(10)]
+
+    held_out = [[p for p in split.held_out if p.pair.image.stem == "over"] for split in splits]
+    assert {len(found) for found in held_out} == {0, 4}
+    assert all(split.trained and not split.left_out for split in splits)
+
+
+def test_off_held_out_ground_lies_what_shares_none_of_it_in_any_crs():
     lonlat = CRS.from_epsg(4326)
-    here = patches_of("east", left=179.9, top=10, gsd_m=0.001, crs=lonlat, side=2)
-    fiji = CRS.from_epsg(32760)
-    over = patches_of("over", left=820_000, top=8_000_000, gsd_m=100, crs=fiji, side=2)
-    patches, grids = joined(here, over)
+    held_out, held_out_grids = patches_of("held", side=1)
+    patches, grids = joined(
+        patches_of("beside", left=500_100, side=1),
+        patches_of("half", left=500_050, side=1),
+        patches_of("inside", left=15, top=46.9535, gsd_m=3e-6, crs=lonlat, side=2),
+        patches_of("nowhere", crs=None, side=1),
+    )
 
-    split = split_by_ground(patches, grids, share=0.4, seed=0)
+    kept = off_ground(patches, grids, held_out=held_out, held_out_grids=held_out_grids)
 
-    assert split.left_out == 0
-    assert len(np.unique([patch.pair.image.stem for patch in split.held_out])) >= 1
+    assert [patch.pair.image.stem for patch in kept] == ["beside", "nowhere"]
+
+
+def test_an_image_without_a_place_is_the_same_ground_under_any_path():
+    held_out, _ = patches_of("folder/../held", side=1, crs=None)
+    patches, grids = joined(
+        *(patches_of(name, crs=None, side=2) for name in ("held", "folder/held"))
+    )
+
+    kept = off_ground(patches, grids, held_out=held_out, held_out_grids=[None])
+
+    assert {patch.pair.image for patch in kept} == {Path("folder/held.tif")}

@@ -1,19 +1,25 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rasters import RasterSpec, write_raster
 from torch.utils.data import DataLoader
 
 from earthgate_geo.data.label_codes import LabelCodes
+from earthgate_geo.data.labelled_scenes import Reading, open_labelled
 from earthgate_geo.data.pairs import Pair
 from earthgate_geo.data.patches import Patch, PatchDataset
 from earthgate_geo.data.stream import StepStream
 from earthgate_geo.errors import InputError
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.recipe import Dacs, Recipe
 
 RECIPE = Recipe(steps=6, batch=2, target_batch=1, crop_px=16, dacs=Dacs(), seed=7)
@@ -160,3 +166,33 @@ def test_no_image_is_refused(source):
     assert (
         str(empty_target.value) == str(no_target.value) == "no target image; expected one or more."
     )
+
+
+def inherits_no_labels(worker):
+    # Or it shares its parent's position in the file, and reads elsewhere at times.
+    files = [path.resolve().name for path in Path("/proc/self/fd").glob("*")]
+    assert "labels.tif" not in files, worker
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_workers_read_labels_of_other_pixels_as_one_process_does(tmp_path):
+    scene = RasterSpec(rows=256, cols=256)
+    finer = RasterSpec(transform=scene.transform @ Affine.scale(0.5))
+    write_raster(tmp_path / "a.tif", scene)
+    codes = np.random.default_rng(0).integers(0, 2, (1, 512, 512), dtype=np.uint8)
+    write_raster(tmp_path / "labels.tif", finer, values=codes)
+    classes = ClassTable((LandClass(0, "land", "#000000"), LandClass(1, "water", "#0000ff")))
+    (opened,), _ = open_labelled(
+        [Pair(tmp_path / "a.tif", tmp_path / "labels.tif")],
+        classes,
+        Reading(patch_px=64),
+        monitor=SilentMonitor(),
+    )
+    patches = PatchDataset(opened.patches, codes=LabelCodes.of_indices(2))
+    stream = StepStream(patches, recipe=replace(ALONE, steps=20, crop_px=64))
+
+    loader = DataLoader(stream, batch_size=None, num_workers=4, worker_init_fn=inherits_no_labels)
+    several = [batch["source"][1] for batch in loader]
+
+    alone = [batch["source"][1] for batch in stream]
+    assert torch.equal(torch.stack(several), torch.stack(alone))

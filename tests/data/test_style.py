@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from earthgate_geo.data.style import (
     StyleBank,
     StyleInjector,
     build_bank,
+    is_bank,
     load_bank,
 )
 from earthgate_geo.errors import DataError, InputError, StorageError
@@ -222,12 +224,13 @@ def test_a_bank_keeps_mean_and_variances_and_shrinks_correlations_the_less_it_ha
 
 
 def test_a_bank_comes_back_from_its_file_as_it_was(tmp_path):
-    bank = bank_of(smooth_noise(4, bands=2))
+    bank = replace(bank_of(smooth_noise(4, bands=2)), provenance={"data": "noise", "files": 4})
 
     bank.save(tmp_path / "styles.safetensors")
 
     again = load_bank(tmp_path / "styles.safetensors")
     assert (again.kind, again.bands, again.count) == ("statistics", 2, 4)
+    assert again.provenance == {"data": "noise", "files": 4}
     assert torch.equal(again.mean, bank.mean)
     assert torch.equal(again.covariance, bank.covariance)
     assert isinstance(again.style(), StatisticsStyle)
@@ -257,12 +260,25 @@ def test_no_file_and_a_foreign_one_are_no_banks(tmp_path):
 
 def test_a_bank_of_a_later_version_is_refused(tmp_path):
     path = tmp_path / "bank.safetensors"
-    write_bank(path, version=2)
+    sentences = set()
 
-    with pytest.raises(DataError) as later:
-        load_bank(path)
+    for other in ({}, {"kind": "impressionist"}, {"bands": None}, {"mean": torch.zeros(2, 9)}):
+        write_bank(path, version=2, **other)
+        with pytest.raises(DataError) as later:
+            load_bank(path)
+        sentences.add(str(later.value))
 
-    assert str(later.value) == f"{path} has format version 2; expected version 1. Build it again."
+    assert sentences == {f"{path} has format version 2; expected version 1. Build it again."}
+
+
+def test_a_bank_is_known_by_its_header_even_where_it_is_of_another_version(tmp_path):
+    write_bank(tmp_path / "bank", version=2)
+    save_file({"mean": torch.zeros(3)}, tmp_path / "foreign", {"format": "earthgate"})
+    (tmp_path / "text").write_bytes(b"text")
+
+    known = [is_bank(tmp_path / name) for name in ("bank", "foreign", "text", "none")]
+
+    assert known == [True, False, False, False]
 
 
 def write_bank(path, *, mean=None, **about):

@@ -189,3 +189,13 @@ def test_other_bands_than_three_are_refused(style):
     assert str(refused.value) == (
         "images of 4 bands for the published style networks; expected red, green and blue."
     )
+
+
+def test_images_that_the_network_would_shrink_to_nothing_are_refused(style):
+    with pytest.raises(InputError) as refused:
+        style.embed(torch.rand(1, 3, 80, 74))
+
+    assert style.embed(torch.rand(1, 3, 75, 75)).isfinite().all()
+    assert str(refused.value) == (
+        "images of 80 x 74 px for the published style networks; expected 75 px or more."
+    )

@@ -6,10 +6,14 @@ import pytest
 import torch
 from rasterio.enums import ColorInterp
 from rasters import RasterSpec, write_raster
+from safetensors.torch import save_file
 from workplace import files
 
+from earthgate_geo import __version__
 from earthgate_geo.data.style import StatisticsStyle, build_bank, load_bank
+from earthgate_geo.data.style_networks import _Predictor, _Transformer
 from earthgate_geo.errors import CancelledError, DataError, InputError, OutputError
+from earthgate_geo.jobs.inventory import describe
 from earthgate_geo.jobs.styles import plan_styles, run_styles
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.styles_request import StylesRequest
@@ -118,6 +122,57 @@ def test_files_that_cannot_be_used_are_named_in_one_warning(place):
     names = [Path(path).name for path in document["unusable"]]
     assert names == ["d.tif", "e.tif", "f.tif", "g.tif"]
     assert (document["files"], document["styles"]) == (3, 6)
+
+
+def test_the_published_networks_pass_over_images_that_only_statistics_can_read(place):
+    torch.save(_Predictor().state_dict(), "predictor.pth")
+    torch.save(_Transformer().state_dict(), "transformer.pth")
+    Path("images/deep/er/c.tif").unlink()
+    for name, side_px in {"d": 75, "e": 80}.items():
+        write_raster(Path(f"images/{name}.tif"), RasterSpec(rows=side_px, cols=side_px))
+    request = replace(REQUEST, predictor=Path("predictor.pth"), transformer=Path("transformer.pth"))
+
+    document = run_styles(request, SilentMonitor())
+
+    a, b = Path("images/a.tif"), Path("images/deep/b.tif")
+    assert (document["style"], document["styles"]) == ("published", 2)
+    assert document["unusable"] == {
+        str(a): f"{a} is 64 x 64 px; expected 75 px or more.",
+        str(b): f"{b} is 40 x 40 px; expected 75 px or more.",
+    }
+
+
+def test_a_bank_says_what_made_it_and_of_which_images_but_not_where_they_lie(place):
+    digest = run_styles(replace(REQUEST, data=Path("images").resolve(), seed=3), SilentMonitor())[
+        "digest"
+    ]
+
+    assert describe("styles.safetensors") == {
+        "what": "styles",
+        "file": "styles.safetensors",
+        "digest": digest,
+        "style": "statistics",
+        "bands": 3,
+        "images": 6,
+        "provenance": {
+            "earthgate": __version__,
+            "data": "images",
+            "files": 3,
+            "part_px": 512,
+            "seed": 3,
+        },
+    }
+
+
+def test_a_bank_that_cannot_be_used_is_refused_as_a_bank(place):
+    save_file({"mean": torch.zeros(1)}, "odd.safetensors", {"earthgate-styles": '{"version": 9}'})
+
+    with pytest.raises(DataError) as refused:
+        describe("odd.safetensors")
+
+    assert str(refused.value) == (
+        "odd.safetensors has format version 9; expected version 1. Build it again."
+    )
 
 
 def test_labels_companions_maps_and_hidden_files_are_no_images(place):

@@ -1,3 +1,5 @@
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,16 +9,19 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from rasterio.enums import ColorInterp
 from rasters import RasterSpec, write_raster
 from workplace import files
 
+from earthgate_geo.data.pairs import open_pairs
+from earthgate_geo.data.patches import joint_radiometry
 from earthgate_geo.data.style import StatisticsStyle, build_bank
-from earthgate_geo.errors import CancelledError, EarthgateError, InputError
+from earthgate_geo.errors import CancelledError, DataError, EarthgateError, InputError
 from earthgate_geo.jobs.adapt import run_adapt
 from earthgate_geo.jobs.inventory import describe
 from earthgate_geo.jobs.map import run_map
 from earthgate_geo.jobs.train import plan_train, run_train
-from earthgate_geo.jobs.train_images import find_images
+from earthgate_geo.jobs.train_images import find_images, stamp_of
 from earthgate_geo.model_file import load_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy
@@ -155,7 +160,7 @@ def test_a_cancelled_training_resumes_to_the_same_file(place):
     assert not any(".earthgate" in name for name in files(place))
 
 
-def test_the_state_of_another_training_is_refused_until_it_is_discarded(place):
+def test_the_stamp_of_another_training_is_refused_until_it_is_discarded(place):
     with pytest.raises(CancelledError):
         run_train(QUICK, Watch(last=1))
     other = replace(QUICK, seed=3)
@@ -179,6 +184,52 @@ def test_other_images_are_another_training(place):
 
     with pytest.raises(InputError, match=r"an unfinished run with source\.digest "):
         run_train(replace(QUICK, data=Path("more")), SilentMonitor())
+
+
+def _interrupted(request):
+    with pytest.raises(CancelledError):
+        run_train(request, Watch(last=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"label_map": {"bright": "dark", "dark": "bright"}}, "label_map"),
+        ({"label_field": "class"}, "label_field"),
+        ({"label_rest": "dark"}, "label_rest"),
+        ({"gsd": 0.6}, "gsd"),
+        ({"assume_crs": "EPSG:32633"}, "assume_crs"),
+    ],
+)
+def test_other_answers_about_the_labels_are_another_training(fields, changes, key):
+    _interrupted(fields)
+
+    with pytest.raises(InputError, match=rf"an unfinished run with {key}"):
+        run_train(replace(fields, **changes), SilentMonitor())
+
+
+@pytest.mark.parametrize("name", ["field0.tif", "field0_labels.geojson"])
+def test_images_that_changed_meanwhile_are_another_training(fields, name):
+    request = replace(fields, holdout=0.0)
+    _interrupted(request)
+    file = fields.data / name
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1_000_000))
+
+    with pytest.raises(InputError, match=r"an unfinished run with stamps\.source "):
+        run_train(request, SilentMonitor())
+
+
+def test_patches_cut_elsewhere_are_another_training(place):
+    lessons.furnish_scene(place / "one", "field")
+    request = replace(QUICK, data=Path("one"), holdout=0.0, gsd=0.5)
+    recipe = request.recipe()
+
+    def digest(recipe):
+        images = find_images(request, recipe, SilentMonitor())
+        return stamp_of(images.source(images.classes))
+
+    assert digest(recipe) == digest(recipe)
+    assert digest(recipe) != digest(replace(recipe, crop_px=16))
 
 
 def test_no_resume_forgets_a_run_even_if_it_is_cancelled_at_once(place):
@@ -293,7 +344,8 @@ def test_a_folder_of_scenes_with_vectors_becomes_a_model_and_a_report(fields):
     page = Path("report.html").read_text(encoding="utf-8")
     assert document["classes"] == ["bright", "dark"]
     assert document["outputs"] == {"model": "new.safetensors", "report": "report.html"}
-    assert (holdout["share"], holdout["patches"], holdout["left_out"]) == (0.2, 2, 0)
+    assert (holdout["wanted"], holdout["share"]) == (0.2, 0.25)
+    assert (holdout["patches"], holdout["left_out"]) == (2, 0)
     assert holdout["scored"] == 2
     assert document["source"]["patches"] == 6
     assert {entry["name"] for entry in holdout["scores"]["classes"]} == {"bright", "dark"}
@@ -307,12 +359,10 @@ def test_held_out_ground_changes_nothing_in_training(place, fields):
     request = replace(fields, policy="head-only", holdout=0.2)
     first = run_train(request, SilentMonitor())
     trained = load_model("new.safetensors").segmenter.state_dict()
-    held_out = {
-        patch.window: patch.pair.image
-        for patch in find_images(request, request.recipe(), SilentMonitor()).split.held_out
-    }
-    for window, path in held_out.items():
-        with rasterio.open(path, "r+") as scene:
+    held_out = find_images(request, request.recipe(), SilentMonitor()).split.held_out
+    for patch in held_out:
+        window = patch.window
+        with rasterio.open(patch.pair.image, "r+") as scene:
             values = scene.read()
             part = np.s_[:, window.row : window.row_stop, window.col : window.col_stop]
             values[part] = values[part][:, ::-1]  # other pixels of the same statistics
@@ -321,6 +371,7 @@ def test_held_out_ground_changes_nothing_in_training(place, fields):
     second = run_train(replace(request, overwrite=True), SilentMonitor())
 
     again = load_model("new.safetensors").segmenter.state_dict()
+    assert len(held_out) == 2
     assert all(torch.equal(trained[key], again[key]) for key in trained)
     assert first["loss"] == second["loss"]
 
@@ -373,8 +424,7 @@ def test_sizes_that_arefar_apart_are_told(place, fields):
 
     plan_train(fields, watch)
 
-    (warning,) = watch.warnings
-    assert warning == (
+    assert watch.warnings[0] == (
         "Pixels of 0.5 to 10 m on the ground train together, each scene at its own; --gsd shows "
         "all at one"
     )
@@ -394,3 +444,151 @@ def test_styles_and_reconstruction_are_part_of_the_recipe_and_not_of_the_model(p
     assert plain["recipe"]["styles"] is plain["recipe"]["multitask"] is None
     assert set(new.state_dict()) == set(old.state_dict())
     assert document["loss"] != plain["loss"]
+
+
+def _manifest(folder, scenes):
+    lines = [f"images/{n}.tif,labels/{n}.png,{scene}" for n, scene in enumerate(scenes)]
+    (folder / "manifest.csv").write_text("\n".join(["image,label,scene", *lines]))
+
+
+def test_scenes_of_one_name_in_two_folders_keep_their_own_statistics(place):
+    _manifest(place / "lessons", ["a", "a", "b"])
+    lessons.furnish(place / "target", names=("dark", "middle", "bright"), seed=5)
+    _manifest(place / "target", ["a", "b", "b"])
+    request = replace(QUICK, target=Path("target"))
+
+    images = find_images(request, request.recipe(), SilentMonitor())
+
+    apart = [joint_radiometry(open_pairs(Path(name))[0]) for name in ("lessons", "target")]
+    assert images.radiometry == apart[0] | apart[1]
+
+
+def test_every_target_that_cannot_be_read_is_told_before_anything_starts(place):
+    lessons.furnish(place / "target", images=2)
+    spec = RasterSpec(bands=4, interpretation=(ColorInterp.undefined,) * 4)
+    write_raster(place / "target" / "images" / "bands.tif", spec)
+    (place / "target" / "images" / "broken.tif").write_bytes(b"no raster")
+
+    with pytest.raises(DataError) as refusal:
+        plan_train(replace(QUICK, target=Path("target")), SilentMonitor())
+
+    assert str(refusal.value) == (
+        "2 of 4 scenes cannot train; expected images with bands that can be read. The lines below "
+        "say what is wrong with each."
+    )
+    assert [note.split()[0] for note in refusal.value.__notes__] == [
+        str(Path("target/images/bands.tif")),
+        str(Path("target/images/broken.tif")),
+    ]
+
+
+def test_a_target_trains_only_off_held_out_ground(place, fields):
+    lessons.furnish_scene(place / "target", "elsewhere", left=900_000)
+    lessons.furnish_scene(place / "target", "here", left=500_000)
+    lessons.furnish_scene(place / "target", "there", left=501_000)
+    watch, request = Watch(), replace(fields, target=Path("target"), holdout=0.5)
+
+    images = find_images(request, request.recipe(), watch)
+
+    held_out = {(p.pair.image.stem, p.window) for p in images.split.held_out}
+    same = {"here": "field0", "there": "field1"}
+    kept = {(p.pair.image.stem, p.window) for p in images.target_patches}
+    shown = {(target, w) for target, field in same.items() for f, w in held_out if f == field}
+    assert len(shown) in (1, 2, 3)
+    assert not kept & shown
+    assert len(kept) == 6 - len(shown)
+    assert watch.warnings == [
+        f"{len(shown)} of 6 patches of the target show held-out ground and do not train"
+    ]
+
+
+def test_a_target_that_is_held_out_ground_alone_is_refused(place, fields):
+    request = replace(fields, holdout=0.2, gsd=1.0)
+    (patch,) = find_images(request, request.recipe(), SilentMonitor()).split.held_out
+    (place / "target").mkdir()
+    (place / "target" / patch.pair.image.name).write_bytes(patch.pair.image.read_bytes())
+
+    assert _refused(data=Path("fields"), target=Path("target"), holdout=0.2, gsd=1.0) == (
+        2,
+        (
+            "a target whose images all show held-out ground; expected images of other ground, too. "
+            "Pass --holdout 0 to hold none out."
+        ),
+    )
+
+
+def test_classes_that_a_side_of_the_split_lacks_are_told(place, fields):
+    rare = lessons.furnish_scene(place / "fields", "rare", left=900_000) / "rare_labels.geojson"
+    rare.write_text(rare.read_text().replace('"dark"', '"pond"'))
+    known = {"0": "bright", "1": "dark", "2": "pond", "3": "snow"}
+    (place / "fields" / "classes.json").write_text(json.dumps(known))
+    warnings = []
+    for seed in range(8):
+        watch = Watch()
+        plan_train(replace(fields, seed=seed), watch)
+        assert len(watch.warnings) == 2
+        warnings += watch.warnings
+
+    trained = "No pixel to train on is {}: the model cannot learn it"
+    held_out = "No held-out pixel is {}: how well the model finds it is unknown"
+    assert trained.format("snow") in warnings
+    assert trained.format("pond or snow") in warnings
+    assert held_out.format("pond or snow") in warnings
+
+
+def test_a_class_on_pixels_without_data_is_none_to_learn(fields):
+    for path in fields.data.glob("*.tif"):
+        with rasterio.open(path, "r+") as scene:
+            scene.nodata = 255
+            values = scene.read()
+            values[:, :, 64:] = 255
+            scene.write(values)
+    watch = Watch()
+
+    plan_train(replace(fields, holdout=0.0, crop_px=64), watch)
+
+    assert "No pixel to train on is bright: the model cannot learn it" in watch.warnings
+
+
+def test_much_ground_on_both_sides_is_told(place):
+    for index in range(4):
+        left = 500_000 + 16 * index  # half a patch
+        lessons.furnish_scene(place / "rows", f"row{index}", left=left)
+    watch = Watch()
+
+    holdout = plan_train(replace(QUICK, data=Path("rows")), watch)["holdout"]
+
+    assert holdout["left_out"] >= 1
+    assert watch.warnings[-1] == (
+        f"{holdout['left_out']} of 8 patches lie in part on held-out ground: they neither train "
+        "nor score; --holdout 0 trains on all"
+    )
+
+
+def test_the_extractor_is_part_of_the_recipe_and_helps_a_training(fields):
+    request = replace(fields, multitask=True, extractor=True, steps=2)
+
+    document = run_train(request, SilentMonitor())
+
+    plain = run_train(
+        replace(request, extractor=False, out=Path("plain.safetensors")), SilentMonitor()
+    )
+    assert document["recipe"]["multitask"]["extractor"] is True
+    assert plain["recipe"]["multitask"]["extractor"] is False
+    new, old = (load_model(f"{name}.safetensors").segmenter for name in ("new", "plain"))
+    assert set(new.state_dict()) == set(old.state_dict())
+
+
+def test_another_bank_of_styles_is_another_training(place, fields):
+    for seed, name in ((0, "one"), (20, "two")):
+        images = (
+            torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed + n))
+            for n in range(8)
+        )
+        build_bank(StatisticsStyle(), images).save(place / f"{name}.safetensors")
+    _interrupted(replace(fields, styles=Path("one.safetensors")))
+
+    with pytest.raises(InputError, match=r"an unfinished run with bank "):
+        run_train(replace(fields, styles=Path("two.safetensors")), SilentMonitor())
+    with pytest.raises(InputError, match=r"an unfinished run with bank "):
+        run_train(fields, SilentMonitor())

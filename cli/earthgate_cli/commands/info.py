@@ -10,7 +10,7 @@ from earthgate_cli import options, output, summary
 @click.argument("file")
 @options.speech
 def command(*, file: str, speech: output.Speech) -> None:
-    """Say what a model, adapter, map or scene is."""
+    """Say what a model, adapter, bank of styles, map or scene is."""
     speech.run(
         lambda _: earthgate_geo.describe(file, model_folder=options.model_folder()),
         summary.info_lines,

@@ -59,6 +59,7 @@ def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @click.option("--report", type=options.FilePath, help="HTML page about the run to write.")
 @click.option("--styles", type=options.FilePath, metavar="FILE", help="Of earthgate styles build.")
 @click.option("--multitask", is_flag=True, help="Learn to reconstruct hidden parts, too.")
+@click.option("--extractor", is_flag=True, help="For --multitask; our reading of a figure.")
 @click.option(
     "--recipe",
     "recipe_name",
