@@ -1,6 +1,6 @@
 """Scenes with the labels that users have: all of them are checked before any of them trains."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
