@@ -300,13 +300,14 @@ def kill(
     moments, shares, again, same = random.Random(seed), [], [], 0
     with Scratch(scratch) as folder:
         os.environ["EARTHGATE_CACHE"] = str(folder / "cache")
-        command = map_command(write_scene(folder / "scene.tif", side_px(tiles)), options)
+        scene = write_scene(folder / "scene.tif", side_px(tiles))
+        command, anew = map_command(scene, options), map_command(scene, [*options, "--overwrite"])
         finish(command, folder / "first")  # converts the network
         seconds, wanted = finish(command, folder / "whole")
         for number in range(times):
             out = folder / str(number)
             moment = killed_at(command, out, moments, seconds)
-            took, found = finish(command, out)
+            took, found = finish(anew if is_complete(out) else command, out)
             shares.append(moment / seconds)
             again.append(took / seconds)
             same += found == wanted
@@ -339,6 +340,11 @@ def killed_at(
         moment = moments.uniform(0, seconds)
         if run_for(command(out), moment):
             return moment
+
+
+def is_complete(out: Path) -> bool:
+    """Tell whether the outputs had all got their names before the kill."""
+    return (out / "map.tif").exists() and not any(out.glob(".*/publishing"))
 
 
 def finish(command: Callable[[Path], list[str]], out: Path) -> tuple[float, dict[str, str]]:

@@ -87,7 +87,7 @@ def tables(maps: Maps, scenes: Sequence[Path]) -> tuple[str, str]:
         apart = maps.of(scene, radiometry=whole.radiometry, overlap=False)
         energy.append((scene.stem, "side by side", *energy_row([apart])))
     inner = f"labels alike, {BORDER_PX} px from borders"
-    first = table(("scene", "what differs", inner, "labels alike, all", "mean |dp|"), agreement)
+    first = table(("scene", "what differs", inner, "labels alike, all", "mean abs(dp)"), agreement)
     head = ("scene", "tiles", "lines", "jump at tile lines", "jump elsewhere", "ratio")
     others = ("of as many other lines, 95 %", "ratio to other patch lines")
     return first, table((*head, *others), energy)
