@@ -204,28 +204,32 @@ def write_page(work: Path) -> None:
 
 
 def rows(work: Path, arms: Sequence[str], ending: str) -> Iterator[Sequence[str]]:
-    """Yield a line per place, and the differences from the first arm, run by run."""
+    """Yield a line per place; of those that all arms have, the means, and the gains by run."""
+    found = {(p, a): scores(work, p, a, ending) for p, a in product(PLACES, arms)}
     for place in PLACES:
-        yield (place, *(spread(scores(work, place, arm, ending)) for arm in arms))
-    first = [s for place in PLACES for s in scores(work, place, arms[0], ending)]
-    others = [[s for place in PLACES for s in scores(work, place, a, ending)] for a in arms[1:]]
-    yield ("**mean**", *(spread(each_arm) for each_arm in (first, *others)))
+        yield (place, *(spread(found[place, arm]) for arm in arms))
+    whole = [place for place in PLACES if all(found[place, arm] for arm in arms)]
+    if not whole:
+        return
+    by_seed = {arm: list(zip(*(found[p, arm] for p in whole), strict=True)) for arm in arms}
+    yield ("**mean**", *(spread([statistics.mean(s) for s in by_seed[arm]]) for arm in arms))
+    first, *others = ([score for p in whole for score in found[p, arm]] for arm in arms)
     gains = [[b - a for a, b in zip(first, other, strict=True)] for other in others]
     yield ("minus plain, run by run", "", *map(spread, gains))
-    yield (
-        "better than plain",
-        "",
-        *(f"{sum(g > 0 for g in gain)} of {len(gain)}" for gain in gains),
-    )
+    wins = (f"{sum(g > 0 for g in gain)} of {len(gain)}" for gain in gains)
+    yield ("better than plain", "", *wins)
 
 
 def scores(work: Path, place: str, arm: str, ending: str) -> list[float]:
-    """Return the scores of an arm at a place, a seed each."""
-    return [building(work / f"{Run(seed, place, arm).name}{ending}") for seed in SEEDS]
+    """Return the scores of an arm at a place, a seed each; none while one is missing."""
+    paths = [work / f"{Run(seed, place, arm).name}{ending}" for seed in SEEDS]
+    return [building(path) for path in paths] if all(p.exists() for p in paths) else []
 
 
 def spread(values: Sequence[float]) -> str:
     """Write mean and standard deviation."""
+    if len(values) < len(SEEDS):
+        return "-"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
