@@ -17,13 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from earthgate_geo import StylesRequest, run_styles
-from earthgate_geo.data.style import StyleBank, StyleInjector, load_bank
+from earthgate_geo.data.style import StyleBank, StyleInjector
 from earthgate_geo.data.synthetic import View, draw_sensor, draw_town, render
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.bands import RGB
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Styles
+from earthgate_geo.style_file import load_bank
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "sample_tiles" / "town_rgb.tif"

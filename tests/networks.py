@@ -7,10 +7,12 @@ import torch
 
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.data.synthetic import CLASSES
-from earthgate_geo.model_file import save_model
+from earthgate_geo.mapping.cluster_worker import ClusterNetwork
+from earthgate_geo.model_file import load_model, save_model
 from earthgate_geo.models.backbone import BackboneConfig
 from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.raster.grid import Size
 
 _SIZES = {"embed_dim": 64, "num_heads": 2, "depth": 4}
 FAMILIES = [
@@ -54,3 +56,15 @@ def write_model(path: Path, *, seed: int = 0) -> Path:
     card = {"name": "small", "licence": "CC0-1.0"}
     save_model(path, small_segmenter(seed=seed), card=card, replay=small_replay())
     return path
+
+
+def cluster_network(model: Path, size: Size) -> ClusterNetwork:
+    """Name a model file to workers that map with torch, so that all give the same bits."""
+    return ClusterNetwork(
+        model=str(model),
+        digests=(load_model(model).digest, None),
+        size=size,
+        runtime="torch",
+        precision="fp32",
+        device="cpu",
+    )

@@ -40,8 +40,8 @@ _DRIVER_ERRORS = (
 """What pyogrio raises at a damaged file."""
 
 _PIECES = 64
-"""Least pieces of an edge as long as the scene in another CRS: straight pieces that show its bend
-to a sixteen-hundredth of what it is."""
+"""Straight pieces of an edge as long as the scene is in another CRS: a bend is missed by its
+4,096th part, as it grows with the square of the length."""
 
 
 class LabelShapes:

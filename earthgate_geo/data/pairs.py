@@ -15,7 +15,7 @@ _RASTERS = frozenset(
     {".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".vrt", ".webp"}
 )
 _VECTORS = frozenset({".fgb", ".geojson", ".gpkg", ".shp"})
-_COMPANIONS = ("_labels", "_truth", "_dsm")
+COMPANIONS = ("_labels", "_truth", "_dsm")
 """Endings of files beside a scene that are no scenes; the first are its labels."""
 
 _COLORS = (
@@ -85,8 +85,8 @@ def open_pairs(
                 expected=f"files that end in {', '.join(sorted(_RASTERS))}",
             )
     else:
-        scenes = [path for path in _rasters(root) if not path.stem.endswith(_COMPANIONS)]
-        pairs = _matched(scenes, root, ending=_COMPANIONS[0])
+        scenes = [path for path in _rasters(root) if not path.stem.endswith(COMPANIONS)]
+        pairs = _matched(scenes, root, ending=COMPANIONS[0])
         if not pairs:
             raise DataError(
                 found=f"{root} holds neither images nor images/ nor a manifest.csv",

@@ -19,6 +19,7 @@ from earthgate_geo.data.pairs import Pair
 from earthgate_geo.data.scenes import plan_tiles, resized
 from earthgate_geo.errors import BandError, DataError, InputError
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.raster.bands import RGB
 from earthgate_geo.raster.grid import Size, Tiling, Window
 from earthgate_geo.raster.read import (
     COARSE_PX,
@@ -34,7 +35,6 @@ Scaling = Literal["byte", "scene"]
 
 _GRAY = 0.5
 _KEPT_BYTES = 256_000_000
-_RGB = ("red", "green", "blue")
 _BYTES = Radiometry((0.0,), (255.0,))
 
 
@@ -346,7 +346,7 @@ def chosen_bands(image: Scene, bands: tuple[int, ...] | None) -> tuple[int, ...]
         BandError: They are not there, or the file does not say which they are.
     """
     if bands is None:
-        return image.choose_bands(_RGB)
+        return image.choose_bands(RGB)
     if not all(1 <= band <= image.count for band in bands):
         raise BandError(
             found=f"bands {', '.join(map(str, bands))} of {image.path}",

@@ -1,28 +1,21 @@
 """Styles of images: measured, gathered in a bank, simulated, and put on other images."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from earthgate_geo.data.augment import random_blocks
 from earthgate_geo.data.style_networks import EMBEDDED, PublishedStyle
-from earthgate_geo.errors import DataError, InputError, StorageError
+from earthgate_geo.errors import InputError
 from earthgate_geo.recipe import Styles
 
 StyleKind = Literal["statistics", "published"]
-
-_HEADER, _VERSION = "earthgate-styles", 1
-_NETWORKS = "network."
 
 _RINGS = 16
 _SLOWEST, _FASTEST = 1 / 64, 1 / 2
@@ -120,6 +113,13 @@ class StatisticsStyle:
         return restyled
 
 
+def dimension(kind: StyleKind, *, bands: int) -> int:
+    """Return the length of the embeddings of images of so many bands."""
+    if kind == "published":
+        return EMBEDDED
+    return bands + bands * (bands + 1) // 2 + _RINGS
+
+
 @dataclass(frozen=True, kw_only=True)
 class StyleBank:
     """The styles of many images, as a normal distribution of their embeddings.
@@ -153,92 +153,6 @@ class StyleBank:
     def style(self) -> Style:
         """Return what measured the embeddings, to restyle with."""
         return PublishedStyle(self.networks) if self.kind == "published" else StatisticsStyle()
-
-    def save(self, path: Path) -> None:
-        """Write the bank as safetensors, its other values as JSON in the header.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        about = {
-            "version": _VERSION,
-            "kind": self.kind,
-            "bands": self.bands,
-            "count": self.count,
-            "provenance": dict(self.provenance),
-        }
-        tensors = {"mean": self.mean, "covariance": self.covariance}
-        tensors |= {_NETWORKS + name: weights for name, weights in self.networks.items()}
-        kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(kept, path, {_HEADER: json.dumps(about)})
-        except (OSError, SafetensorError) as error:
-            raise StorageError(
-                found=f"{path} could not be written ({error})",
-                expected="a writable folder with room for it",
-            ) from error
-
-
-def is_bank(path: Path) -> bool:
-    """Tell whether a file calls itself a bank of styles; it may still be damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _HEADER in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def load_bank(path: Path) -> StyleBank:
-    """Read what ``StyleBank.save`` wrote.
-
-    Raises:
-        InputError: There is no such file.
-        DataError: It is no bank of styles, is damaged, or of another version.
-    """
-    if not path.is_file():
-        raise InputError(
-            found=f"{path} does not exist", expected="a file that 'earthgate styles build' wrote"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_HEADER])
-            _check_version(path, about["version"])  # first: nothing else is known of another one
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-        return _bank(about, tensors)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise DataError(
-            found=f"{path} is damaged or no bank of styles",
-            expected="a file that 'earthgate styles build' wrote",
-        ) from error
-
-
-def _check_version(path: Path, version: Any) -> None:
-    if version != _VERSION:
-        raise DataError(
-            found=f"{path} has format version {version}",
-            expected=f"version {_VERSION}",
-            fix="Build it again",
-        )
-
-
-def _bank(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StyleBank:
-    kind, bands, mean = about["kind"], int(about["bands"]), tensors["mean"]
-    lengths = {"statistics": _dimension(bands), "published": EMBEDDED}
-    if mean.shape != (lengths[kind],) or tensors["covariance"].shape != mean.shape * 2:
-        raise ValueError(tuple(mean.shape))
-    return StyleBank(
-        kind=kind,
-        bands=bands,
-        count=int(about["count"]),
-        mean=mean,
-        covariance=tensors["covariance"],
-        networks={
-            name.removeprefix(_NETWORKS): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(_NETWORKS)
-        },
-        provenance=about.get("provenance", {}),
-    )
 
 
 def build_bank(style: Style, images: Iterable[Tensor]) -> StyleBank:
@@ -349,10 +263,6 @@ class StyleInjector:
     def _blocks(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         (rows, cols), choice = images.shape[2:], self._choice
         return random_blocks(rows, cols, share=choice.styled, block_px=choice.block_px, rng=rng)
-
-
-def _dimension(bands: int) -> int:
-    return bands + bands * (bands + 1) // 2 + _RINGS
 
 
 def _shrunk(covariance: Tensor, count: int) -> Tensor:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from earthgate_geo import model_file
-from earthgate_geo.data.style import is_bank, load_bank
 from earthgate_geo.errors import ModelFileError
 from earthgate_geo.raster.class_map import class_table, is_map
 from earthgate_geo.raster.read import Scene, open_scene
+from earthgate_geo.style_file import is_bank, load_bank
 
 Document = dict[str, Any]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from earthgate_geo import __version__
 from earthgate_geo.checkpoint_file import read_checkpoint
-from earthgate_geo.data.pairs import is_raster
+from earthgate_geo.data.pairs import COMPANIONS, is_raster
 from earthgate_geo.data.style import StatisticsStyle, Style, build_bank
 from earthgate_geo.data.style_networks import PublishedStyle
 from earthgate_geo.errors import DataError, InputError
@@ -23,11 +23,11 @@ from earthgate_geo.raster.class_map import is_map
 from earthgate_geo.raster.destination import Destination, publish
 from earthgate_geo.raster.grid import Size, Tiling, Window
 from earthgate_geo.raster.read import Pixels, Radiometry, Scene, SceneOptions, open_scene
+from earthgate_geo.style_file import save_bank
 from earthgate_geo.styles_request import StylesRequest
 
 Document = dict[str, Any]
 
-_NO_IMAGES = ("_labels", "_truth", "_dsm")
 """How companions of images end."""
 
 _PART_PX = 512
@@ -56,7 +56,7 @@ def run_styles(request: StylesRequest, monitor: Monitor) -> Document:
         bank = replace(bank, provenance=images.provenance())
         images.warn(monitor)
         built = place.scratch / request.out.name
-        bank.save(built)
+        save_bank(bank, built)
         digest = file_digest(built)
         publish(built, request.out)
     return images.about() | {
@@ -192,7 +192,7 @@ def _is_image(path: Path) -> bool:
     """Tell an image from labels, companions of images and hidden files by its name."""
     hidden = any(part.startswith(".") for part in path.parts)
     labels = any(part.startswith("labels") for part in path.parts[:-1])
-    companion = path.stem.lower().endswith(_NO_IMAGES)
+    companion = path.stem.lower().endswith(COMPANIONS)
     return not (hidden or labels or companion)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from earthgate_geo import __version__
 from earthgate_geo.data.patches import PatchDataset
 from earthgate_geo.data.stream import StepStream
-from earthgate_geo.data.style import StyleBank, StyleInjector, load_bank
+from earthgate_geo.data.style import StyleBank, StyleInjector
 from earthgate_geo.jobs.held_out import Picture, score_held_out
 from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
@@ -19,6 +19,7 @@ from earthgate_geo.monitor import Monitor, SilentMonitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.raster.destination import Destination, publish
 from earthgate_geo.recipe import Recipe
+from earthgate_geo.style_file import load_bank
 from earthgate_geo.toolbox.attach import settle
 from earthgate_geo.training.fit import STATE, FitOptions, FitRecord, fit, process_rank
 from earthgate_geo.training_report import write_training_report

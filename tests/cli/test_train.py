@@ -14,6 +14,7 @@ from workplace import files
 from earthgate_cli import summary
 from earthgate_cli.main import main
 from earthgate_geo.data.style import StatisticsStyle, build_bank
+from earthgate_geo.style_file import save_bank
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that.
 ENGINE = (
@@ -295,7 +296,7 @@ def test_all_that_is_wrong_with_a_folder_is_told_a_line_each(fields, capsys, pro
 
 def test_a_published_recipe_brings_its_policy_unless_another_is_given(place, capsys) -> None:
     images = (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(8))
-    build_bank(StatisticsStyle(), images).save(Path("styles.safetensors"))
+    save_bank(build_bank(StatisticsStyle(), images), Path("styles.safetensors"))
     command = [*TRAIN, "--recipe", "crossearth-512", "--styles", "styles.safetensors"]
 
     _, rein, _ = run(capsys, *command, "--dry-run", "--json")

@@ -5,9 +5,10 @@ from torch import nn
 from torchvision.models.inception import Inception3
 
 from earthgate_geo.checkpoint_file import read_checkpoint
-from earthgate_geo.data.style import build_bank, load_bank
+from earthgate_geo.data.style import build_bank
 from earthgate_geo.data.style_networks import PublishedStyle
 from earthgate_geo.errors import InputError, ModelFileError
+from earthgate_geo.style_file import load_bank, save_bank
 
 CHANNELS = {0: (3, 32, 9), 1: (32, 64, 3), 2: (64, 128, 3), 8: (128, 64, 3), 9: (64, 32, 3)}
 CHANNELS |= {10: (32, 3, 9)}
@@ -164,7 +165,7 @@ def test_a_bank_of_published_styles_brings_its_networks_along(style, tmp_path):
     images = smooth_noise(2, side_px=80)
     bank = build_bank(style, images)
 
-    bank.save(tmp_path / "styles.safetensors")
+    save_bank(bank, tmp_path / "styles.safetensors")
 
     again, batch = load_bank(tmp_path / "styles.safetensors"), torch.stack(images)
     assert (again.kind, again.bands, again.mean.shape) == ("published", 3, (100,))

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from workplace import files
 
 from earthgate_geo import __version__
-from earthgate_geo.data.style import StatisticsStyle, build_bank, load_bank
+from earthgate_geo.data.style import StatisticsStyle, build_bank
 from earthgate_geo.data.style_networks import _Predictor, _Transformer
 from earthgate_geo.errors import CancelledError, DataError, InputError, OutputError
 from earthgate_geo.jobs.inventory import describe
 from earthgate_geo.jobs.styles import plan_styles, run_styles
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.style_file import load_bank
 from earthgate_geo.styles_request import StylesRequest
 
 REQUEST = StylesRequest(data=Path("images"), out=Path("styles.safetensors"))

@@ -26,6 +26,7 @@ from earthgate_geo.model_file import load_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.recipe import Policy
 from earthgate_geo.request import AdaptRequest, MapRequest
+from earthgate_geo.style_file import save_bank
 from earthgate_geo.training_request import TrainRequest
 
 QUICK = TrainRequest(
@@ -432,7 +433,7 @@ def test_sizes_that_arefar_apart_are_told(place, fields):
 
 def test_styles_and_reconstruction_are_part_of_the_recipe_and_not_of_the_model(place, fields):
     images = (torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(8))
-    build_bank(StatisticsStyle(), images).save(place / "styles.safetensors")
+    save_bank(build_bank(StatisticsStyle(), images), place / "styles.safetensors")
     request = replace(fields, styles=Path("styles.safetensors"), multitask=True, steps=3)
 
     document = run_train(request, SilentMonitor())
@@ -585,7 +586,7 @@ def test_another_bank_of_styles_is_another_training(place, fields):
             torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed + n))
             for n in range(8)
         )
-        build_bank(StatisticsStyle(), images).save(place / f"{name}.safetensors")
+        save_bank(build_bank(StatisticsStyle(), images), place / f"{name}.safetensors")
     _interrupted(replace(fields, styles=Path("one.safetensors")))
 
     with pytest.raises(InputError, match=r"an unfinished run with bank "):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import write_model
+from networks import cluster_network, write_model
 from rasters import RasterSpec, write_raster
 
 from earthgate_geo import __version__
@@ -50,14 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def network(model: Path) -> ClusterNetwork:
-    return ClusterNetwork(
-        model=str(model),
-        digests=(load_model(model).digest, None),
-        size=TILE,
-        runtime="torch",
-        precision="fp32",
-        device="cpu",
-    )
+    return cluster_network(model, TILE)
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import write_model
+from networks import cluster_network, write_model
 from rasters import RasterSpec, write_raster
 
 from earthgate_geo import errors
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.errors import CancelledError, DataError, EngineError, InputError
-from earthgate_geo.mapping.cluster_worker import ClusterNetwork
 from earthgate_geo.mapping.dask_engine import DaskEngine, bands_at_once
 from earthgate_geo.mapping.layout import Layout
 from earthgate_geo.mapping.runtime import RuntimeOptions, open_runtime
@@ -122,22 +121,11 @@ def start(stack: ExitStack, folder: Path, *arguments: str) -> subprocess.Popen[b
     return process
 
 
-def network_of(model: Path) -> ClusterNetwork:
-    return ClusterNetwork(
-        model=str(model),
-        digests=(load_model(model).digest, None),
-        size=TILE,
-        runtime="torch",
-        precision="fp32",
-        device="cpu",
-    )
-
-
 def engine_of(
     model: Path, *, scheduler: str | None = None, workers: int | None = None
 ) -> DaskEngine:
     return DaskEngine(
-        network_of(model),
+        cluster_network(model, TILE),
         scheduler=scheduler,
         workers=workers,
         memory_bytes=2 * MEMORY_BYTES,

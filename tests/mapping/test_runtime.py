@@ -191,7 +191,9 @@ def agreement(
     try:
         opened = open_runtime(model, size, RuntimeOptions(runtime=runtime, precision=precision))
     except InputError as refusal:
-        pytest.skip(str(refusal))  # bf16 on a CPU without it
+        if precision != "bf16":
+            raise
+        pytest.skip(str(refusal))  # a CPU without it
     pixels, margins = 0, [torch.zeros(1)]
     for images, valid in tiles:
         with torch.inference_mode():
