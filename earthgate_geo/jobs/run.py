@@ -12,11 +12,11 @@ from earthgate_geo.models.segmenter import Segmenter
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.raster.class_map import class_table
 from earthgate_geo.raster.classes import NODATA
-from earthgate_geo.raster.grid import Size, Tiling
+from earthgate_geo.raster.grid import blocks
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.request import EvaluateRequest, VectorizeRequest, check_outputs
 
-_BLOCK = Size(1024, 1024)
+_BLOCK_PX = 1024
 
 
 def load_model(source: str | Path | None = None) -> Segmenter:
@@ -66,7 +66,7 @@ def run_evaluate(request: EvaluateRequest) -> Document:
         classes = class_table(scene)
         labels = open_labels(request.labels, scene.grid, classes, label_options(request))
         confusion = Confusion(classes.names, named=labels.named)
-        for window in Tiling(scene.grid.size, _BLOCK, _BLOCK):
+        for window in blocks(scene.grid.size, _BLOCK_PX):
             pixels = scene.read(window, (1,))
             found = pixels.values[0]
             found[~pixels.valid] = NODATA

@@ -176,6 +176,13 @@ class Tiling:
                 yield Window(row, col, self.tile)
 
 
+def blocks(raster: Size, side_px: int) -> Iterator[Window]:
+    """Yield squares side by side, top row first, the last row and column cut: each pixel once."""
+    for row in range(0, raster.rows, side_px):
+        for col in range(0, raster.cols, side_px):
+            yield Window(row, col, Size(side_px, side_px)).clipped(raster)
+
+
 def _starts(length: int, tile: int, stride: int) -> list[int]:
     if length <= tile:
         return [0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasters import RasterSpec, write_raster
 from workplace import files
 
 import earthgate_geo
@@ -322,6 +323,22 @@ def test_evaluation_agrees_with_counting(place) -> None:
     assert document["pixels"] == 192 * 192
     assert document["accuracy"] == pytest.approx(0.5)
     assert (building["iou"], water["iou"]) == (pytest.approx(0.5), 0.0)
+
+
+def test_every_pixel_of_a_large_map_counts_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = '[{"value": 0, "name": "land", "color": "#ffffff"}, {"value": 1, "name": "water"'
+    tags = {"EARTHGATE_CLASSES": names + ', "color": "#0000ff"}]'}
+    rng = np.random.default_rng(0)
+    found, truth = (rng.integers(0, 2, (1, 1100, 1300)).astype(np.uint8) for _ in "ab")
+    found[:, :300] = truth[:, :300]
+    write_raster(Path("map.tif"), RasterSpec(tags=tags, nodata=255), values=found)
+    write_raster(Path("truth.tif"), RasterSpec(nodata=255), values=truth)
+
+    document = earthgate_geo.run_evaluate(EvaluateRequest(map="map.tif", labels="truth.tif"))
+
+    assert document["pixels"] == truth.size
+    assert document["accuracy"] == pytest.approx((found == truth).mean())
 
 
 def test_vectorize_is_the_vector_of_the_map(place) -> None:

@@ -10,7 +10,7 @@ from rasterio.crs import CRS
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, UTM
 
 from earthgate_geo.errors import InputError
-from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
+from earthgate_geo.raster.grid import Grid, Size, Tiling, Window, blocks
 
 lengths = st.integers(1, 70)
 
@@ -37,6 +37,16 @@ def test_the_last_row_and_column_of_tiles_move_inward():
 
     assert tiling.row_starts == [0, 3, 6]
     assert tiling.col_starts == [0, 3]
+
+
+@given(rows=st.integers(1, 40), cols=st.integers(1, 40), side=st.integers(1, 17))
+def test_blocks_hold_every_pixel_once(rows, cols, side):
+    counts = np.zeros((rows, cols), int)
+
+    for window in blocks(Size(rows, cols), side):
+        counts[window.row : window.row_stop, window.col : window.col_stop] += 1
+
+    assert (counts == 1).all()
 
 
 def test_a_stride_wider_than_the_tile_is_refused():
