@@ -40,8 +40,8 @@ def list_models(model_folder: Path | None = None) -> Document:
     """List the packaged models and those in a folder, adapters left out.
 
     Returns:
-        ``models``, each with ``name``, ``file``, ``classes``, ``gsd``, ``licence`` and
-        ``digest``; ``unreadable``, one sentence per file that is no model.
+        ``models``, each with ``name``, ``file``, ``classes``, ``bands``, ``gsd``, ``licence``
+        and ``digest``; ``unreadable``, one sentence per file that is no model.
     """
     models, unreadable = [], []
     for path in model_file.list_models(_folders(model_folder)):
@@ -69,6 +69,7 @@ def _entry(path: Path, header: Mapping[str, Any]) -> Document:
         "name": str(card.get("name", path.stem)),
         "file": str(path),
         "classes": [entry["name"] for entry in config["classes"]],
+        "bands": config["bands"],
         "gsd": [config["gsd_min_m"], config["gsd_max_m"]],
         "licence": str(card.get("licence", "not stated")),
         "digest": model_file.file_digest(path),
@@ -85,7 +86,6 @@ def _model(path: Path) -> Document:
     return {
         "what": "model",
         **_entry(path, header),
-        "bands": config["bands"],
         "tile_px": config["tile_px"],
         "backbone": config["backbone"]["name"],
         "card": header["card"],

@@ -326,7 +326,7 @@ def test_models_lists_the_model_folder_without_adapters(place, capsys) -> None:
     lines = printed(capsys, "models").splitlines()
 
     entry = document["models"][-1]
-    assert set(entry) == {"name", "file", "classes", "gsd", "licence", "digest"}
+    assert set(entry) == {"name", "file", "classes", "bands", "gsd", "licence", "digest"}
     assert (entry["name"], entry["licence"], entry["gsd"]) == ("closed", "CC0", [0.1, 0.6])
     assert len(document["unreadable"]) == 1
     assert lines[-1].startswith(f"unreadable: {place / 'models' / 'broken.safetensors'} cannot be")

@@ -1,15 +1,12 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from osgeo import gdal
 from qgis.core import (
-    QgsApplication,
     QgsLayerTree,
     QgsLayerTreeModel,
     QgsMapRendererSequentialJob,
@@ -23,44 +20,7 @@ from qgis.PyQt.QtGui import QColor, QImage
 pytestmark = pytest.mark.qgis
 gdal.UseExceptions()
 
-ROOT = Path(__file__).parents[2]
 SCREENSHOT = Path(__file__).with_name("screenshot.py")
-MARGIN_PX = 40  # without data, left of the scene
-SIZE_PX = 300
-
-
-@dataclass(frozen=True)
-class Outputs:
-    map: Path
-    polygons: Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def application(tmp_path_factory):
-    home = str(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QT_QPA_PLATFORM", "offscreen")
-        patch.setenv("HOME", home)
-        patch.setenv("XDG_RUNTIME_DIR", home)
-        application = QgsApplication([], True, home)
-        application.initQgis()
-        yield
-        application.exitQgis()
-
-
-@pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engine")
-    scene = folder / "town.tif"
-    made = Outputs(map=folder / "town_map.tif", polygons=folder / "town_map.gpkg")
-    sample = gdal.Open(str(ROOT / "sample_tiles" / "town_rgb.tif"))
-    gdal.Translate(str(scene), sample, srcWin=[-MARGIN_PX, 0, SIZE_PX, SIZE_PX], noData=0)
-
-    # A process of its own: numpy 2, which the engine brings, breaks the osgeo of Debian's QGIS.
-    engine = os.environ.get("EARTHGATE_EXECUTABLE", ROOT / ".venv" / "bin" / "earthgate")
-    command = [engine, "map", "--src", scene, "--dst", made.map, "--vector", made.polygons]
-    subprocess.run(command, check=True)
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from earthgate_cli import options, output, summary
 @click.option("--map", "map_path", required=True, metavar="MAP", help="Map that earthgate wrote.")
 @click.option("--labels", required=True, metavar="FILE", help="Truth: a raster or polygons.")
 @options.label_rules
-@options.speech
+@options.job_speech
 def command(*, map_path: str, speech: output.Speech, **asked: Any) -> None:
     """Compare a map with known classes."""
     request = earthgate_geo.EvaluateRequest(map=map_path, **asked)

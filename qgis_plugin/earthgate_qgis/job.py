@@ -1,0 +1,83 @@
+"""What the panel asks of the engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scene to adapt to and to map."""
+
+    scene: str
+    """Path of the image."""
+
+    folder: str
+    """Where the results go; empty for the image's own folder."""
+
+    model: str
+    """File of the model."""
+
+    bands: str
+    """Which band shows what, e.g. ``red=1,green=2,blue=3``."""
+
+    minutes: int
+    """Longest time to adapt."""
+
+    @property
+    def name(self) -> str:
+        """The scene's name, which the results get."""
+        return Path(self.scene).stem
+
+    @property
+    def home(self) -> Path:
+        """The folder of the results."""
+        return Path(self.folder or Path(self.scene).parent)
+
+    def outputs(self) -> dict[str, str]:
+        """Return the files to write, by the engine's names for them."""
+        names = {
+            "map": f"{self.name}_map.tif",
+            "vector": f"{self.name}_map.gpkg",
+            "confidence": f"{self.name}_map_conf.tif",
+            "adapter": f"{self.name}.adapter.safetensors",
+            "report": f"{self.name}_report.html",
+        }
+        return {role: str(self.home / name) for role, name in names.items()}
+
+    def existing(self) -> list[str]:
+        """Return the names of those files that exist."""
+        return [Path(path).name for path in self.outputs().values() if Path(path).exists()]
+
+    def remove_unfinished(self, earlier: Sequence[str]) -> None:
+        """Remove what a cancelled run left: the engine's state to go on from, and new files.
+
+        Args:
+            earlier: What ``existing`` said before the run; these files stay.
+        """
+        for path in map(Path, self.outputs().values()):
+            shutil.rmtree(path.with_name(f".{path.name}.earthgate"), ignore_errors=True)
+            if path.name not in earlier:
+                with suppress(OSError):  # mostly it does not exist
+                    path.unlink()
+
+    def arguments(self, *, labels: str = "", field: str = "", overwrite: bool = False) -> list[str]:
+        """Return the engine's command line.
+
+        Args:
+            labels: File with polygons of known classes, if there are any.
+            field: Its field with the class.
+            overwrite: Whether existing files may be replaced.
+        """
+        outputs = self.outputs()
+        line = ["adapt", "--src", self.scene, "--dst", outputs["map"]]
+        line += ["--vector", outputs["vector"], "--confidence", "--out", outputs["adapter"]]
+        line += ["--report", outputs["report"], "--model", self.model, "--bands", self.bands]
+        line += ["--minutes", str(self.minutes)]
+        if labels:
+            line += ["--labels", labels, "--label-field", field]
+        return [*line, "--overwrite"] if overwrite else line

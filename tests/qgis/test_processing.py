@@ -1,0 +1,329 @@
+import json
+import os
+import sys
+import textwrap
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from osgeo import gdal
+from qgis.core import (
+    QgsApplication,
+    QgsFeature,
+    QgsGeometry,
+    QgsProcessingContext,
+    QgsProcessingFeatureSourceDefinition,
+    QgsProcessingFeedback,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRectangle,
+    QgsVectorLayer,
+)
+
+from earthgate_qgis.plugin import EarthgatePlugin
+
+pytestmark = pytest.mark.qgis
+gdal.UseExceptions()
+
+CANCEL_S = 2
+FIELDS = "Polygon?crs=EPSG:32633&field=class:string&field=fid:integer"
+SQUARE = QgsRectangle(500_000, 5_499_990, 500_010, 5_500_000)
+XYZ = "type=xyz&url=http://127.0.0.1:9/{z}/{x}/{y}.png&zmin=0&zmax=1"
+
+# Keeps its arguments and the labels that it got, writes what it is asked for, and says so.
+FAKE = """
+    import json, os, shutil, sys, time
+    from pathlib import Path
+
+    def say(event, **facts):
+        print(json.dumps({"event": event, **facts}), file=sys.stderr, flush=True)
+
+    words = sys.argv[1:]
+    options = dict(zip(words, words[1:]))
+    here = Path(__file__).parent
+    (here / "words.json").write_text(json.dumps(words))
+    if "--labels" in options:
+        shutil.copy(options["--labels"], here / "labels.gpkg")
+    if os.environ.get("FAKE_ERROR"):
+        say("error", code=2, message="The scene is empty.")
+        sys.exit(2)
+    if "--dst" in options:
+        (Path(options["--dst"]).parent / f".{Path(options['--dst']).name}.earthgate").mkdir()
+    say("progress", stage="map", done=1, total=2)
+    say("log", level="info", message=f"begun {os.getpid()}")
+    if os.environ.get("FAKE_HANG"):
+        time.sleep(60)
+    roles = {"--dst": "vector" if words[0] == "vectorize" else "map", "--vector": "vector"}
+    roles.update({"--out": "adapter", "--report": "report"})
+    outputs = {role: options[option] for option, role in roles.items() if option in options}
+    if "--confidence" in words:
+        outputs["confidence"] = outputs["map"].replace(".tif", "_conf.tif")
+    for path in outputs.values():
+        Path(path).write_text("made")
+    scores = {"accuracy": 0.9, "mean_iou": 0.5, "mean_f1": 0.6}
+    say("result", outputs=outputs, decision="adapted", polygons=7, **scores)
+"""
+
+
+class Feedback(QgsProcessingFeedback):
+    """Keeps what it is told, and cancels once the engine has begun if that is wished."""
+
+    def __init__(self, *, cancel=False):
+        super().__init__(False)
+        self.told, self.errors, self.cancelled_s = [], [], None
+        self.cancel_it = cancel
+
+    def pushInfo(self, text):  # noqa: N802
+        self.told.append(text)
+        if self.cancel_it and text.startswith("begun"):
+            self.cancelled_s = time.monotonic()
+            self.cancel()
+
+    def reportError(self, text, fatal=False):  # noqa: N802, FBT002
+        self.errors.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _provider(application):
+    plugin = EarthgatePlugin(None)
+    plugin.initProcessing()
+    yield
+    plugin.unload()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    script = folder / "earthgate"
+    script.write_text(f"#!{sys.executable}\n{textwrap.dedent(FAKE)}", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("EARTHGATE_EXECUTABLE", str(script))
+    for name in ("scene.tif", "map.tif"):
+        raster = gdal.GetDriverByName("GTiff").Create(str(tmp_path / name), 8, 8, 3)
+        raster.SetGeoTransform((500_000, 1, 0, 5_500_000, 0, -1))
+        raster.SetProjection(QgsProject.instance().crs().toWkt())
+    return tmp_path
+
+
+@pytest.fixture
+def labels():
+    layer = QgsVectorLayer(FIELDS, "places", "memory")
+    for name in ("water", "road"):
+        feature = QgsFeature(layer.fields())
+        feature.setGeometry(QgsGeometry.fromRect(SQUARE))
+        feature.setAttributes([name, 1])
+        layer.dataProvider().addFeature(feature)
+    QgsProject.instance().addMapLayer(layer)
+    yield layer
+    QgsProject.instance().clear()
+
+
+def run(name, feedback=None, **parameters):
+    algorithm = QgsApplication.processingRegistry().algorithmById(f"earthgate:{name}")
+    context, feedback = QgsProcessingContext(), feedback or Feedback()
+    context.setProject(QgsProject.instance())
+    plain = {
+        key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()
+    }
+    fits, sentence = algorithm.checkParameterValues(plain, context)
+    if not fits:
+        return sentence
+    results, done = algorithm.run(plain, context, feedback)
+    return results if done else feedback.errors[-1]
+
+
+def words(place):
+    return json.loads((place / "engine" / "words.json").read_text())
+
+
+def options_of(place):
+    return dict(pairwise(words(place)))
+
+
+def required(name, place):
+    """Return parameters with which an algorithm runs."""
+    if name == "evaluate":
+        return {"MAP": place / "map.tif", "LABELS": place / "scene.tif"}
+    if name == "vectorize":
+        return {"MAP": place / "map.tif", "OUTPUT": place / "out.gpkg"}
+    return {"SCENE": place / "scene.tif", "OUTPUT": place / "out.tif"}
+
+
+def made(place):
+    names = {path.name for path in place.iterdir()} - {"engine", "scene.tif", "map.tif"}
+    return {name for name in names if not name.endswith(".aux.xml")}  # QGIS's statistics
+
+
+EVERY = pytest.mark.parametrize("name", ["adapt", "map", "vectorize", "evaluate"])
+
+
+def test_map_asks_for_the_map_with_its_confidence(place):
+    feedback = Feedback()
+
+    results = run("map", feedback, **required("map", place))
+
+    out, confidence = str(place / "out.tif"), str(place / "out_conf.tif")
+    assert results == {"OUTPUT": out, "CONFIDENCE": confidence}
+    assert words(place) == [
+        *("map", "--src", str(place / "scene.tif"), "--dst", out, "--confidence", "--overwrite"),
+        *("--progress", "json", "--watch-stdin"),
+    ]
+    assert feedback.progress() == 40  # half of mapping
+    assert feedback.told[-1].startswith("begun")
+
+
+def test_adapt_passes_everything_on(place, labels):
+    results = run(
+        "adapt",
+        **required("adapt", place),
+        MODEL="town",
+        BANDS="red=3,green=2,blue=1",
+        LABELS=labels.id(),
+        LABEL_FIELD="class",
+        MINUTES=0.5,
+        VECTORS=place / "out.gpkg",
+        ADAPTER=place / "out.safetensors",
+        REPORT=place / "out.html",
+    )
+
+    options = options_of(place)
+    assert {key: options[key] for key in ("--model", "--bands", "--minutes", "--label-field")} == {
+        "--model": "town",
+        "--bands": "red=3,green=2,blue=1",
+        "--minutes": "0.5",
+        "--label-field": "class",
+    }
+    assert results == {
+        "OUTPUT": str(place / "out.tif"),
+        "CONFIDENCE": str(place / "out_conf.tif"),
+        "VECTORS": str(place / "out.gpkg"),
+        "ADAPTER": str(place / "out.safetensors"),
+        "REPORT": str(place / "out.html"),
+        "DECISION": "adapted",
+    }
+    assert not Path(options["--labels"]).exists()  # temporary
+
+
+def test_an_adapter_that_was_not_asked_for_is_not_left(place):
+    results = run("adapt", **required("adapt", place))
+
+    assert set(results) == {"OUTPUT", "CONFIDENCE", "DECISION"}
+    assert not Path(options_of(place)["--out"]).exists()
+
+
+def test_only_the_selection_becomes_labels_if_that_is_asked(place, labels):
+    labels.selectByExpression("class = 'road'")
+
+    run(
+        "adapt",
+        **required("adapt", place),
+        LABELS=QgsProcessingFeatureSourceDefinition(labels.id(), True),
+    )
+
+    passed = QgsVectorLayer(str(place / "engine" / "labels.gpkg"), "", "ogr")
+    assert [feature["class"] for feature in passed.getFeatures()] == ["road"]
+
+
+def test_vectorize_gives_the_polygons_and_their_number(place):
+    out = str(place / "out.gpkg")
+
+    assert run("vectorize", **required("vectorize", place)) == {"OUTPUT": out, "POLYGONS": 7}
+    assert words(place)[:6] == [
+        "vectorize",
+        "--map",
+        str(place / "map.tif"),
+        "--dst",
+        out,
+        "--overwrite",
+    ]
+
+
+def test_evaluate_gives_the_means(place, labels):
+    scores = {"ACCURACY": 0.9, "MEAN_IOU": 0.5, "MEAN_F1": 0.6}
+
+    assert run("evaluate", **required("evaluate", place)) == scores
+    assert words(place)[3:5] == ["--labels", str(place / "scene.tif")]
+    assert run("evaluate", MAP=place / "map.tif", LABELS=labels.id()) == scores
+    assert words(place)[5:7] == ["--label-field", "class"]
+
+
+@EVERY
+def test_what_the_engine_refuses_fails_with_its_sentence(name, place, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "1")
+
+    assert run(name, **required(name, place)) == "The scene is empty."
+    assert made(place) == set()
+
+
+@EVERY
+def test_a_cancelled_run_fails_in_time_and_leaves_nothing(name, place, monkeypatch):
+    monkeypatch.setenv("FAKE_HANG", "1")
+    feedback = Feedback(cancel=True)
+
+    told = run(name, feedback, **required(name, place))
+
+    assert told == "The run was cancelled."
+    assert time.monotonic() - feedback.cancelled_s < CANCEL_S
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(feedback.told[-1].split()[1]), 0)
+    assert made(place) == set()
+
+
+@EVERY
+def test_a_missing_engine_is_told_before_anything_starts(name, place, monkeypatch):
+    monkeypatch.setenv("EARTHGATE_EXECUTABLE", "/nowhere")
+
+    assert run(name, **required(name, place)).startswith("/nowhere is not a program")
+
+
+@EVERY
+def test_a_web_layer_is_refused_with_advice(name, place):
+    layer = QgsRasterLayer(XYZ, "tiles", "wms")
+    QgsProject.instance().addMapLayer(layer)
+    raster = "SCENE" if name in ("adapt", "map") else "MAP"
+
+    told = run(name, **{**required(name, place), raster: layer.id()})
+
+    QgsProject.instance().clear()
+    assert told.startswith("tiles is no file on this machine; save ")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"BANDS": "3,2,1"}, "The bands '3,2,1' are not written like red=3,green=2,blue=1."),
+        (
+            {"LABEL_FIELD": "class"},
+            "A field with the class is given without labels; choose the labels.",
+        ),
+    ],
+)
+def test_parameters_that_cannot_work_are_refused_early(place, parameters, told):
+    assert run("adapt", **required("adapt", place), **parameters) == told
+
+
+def test_labels_without_such_a_field_are_refused(place, labels):
+    told = run("adapt", **required("adapt", place), LABELS=labels.id(), LABEL_FIELD="kind")
+
+    assert told == (
+        "The labels have the fields class, fid, and none of them is kind; choose the one that "
+        "holds the class."
+    )
+
+
+def test_outputs_of_other_formats_are_refused(place):
+    told = run("map", **{**required("map", place), "OUTPUT": place / "out.png"})
+
+    assert "png" in told
+    assert made(place) == set()
+
+
+@EVERY
+def test_an_algorithm_explains_itself(name):
+    algorithm = QgsApplication.processingRegistry().algorithmById(f"earthgate:{name}")
+
+    assert len(algorithm.shortHelpString()) > 80
+    assert not algorithm.icon().isNull()
+    assert all(each.description() for each in algorithm.parameterDefinitions())
