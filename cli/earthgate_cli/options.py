@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from _thread import interrupt_main
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +21,8 @@ from earthgate_geo.recipe import Policy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
+
+_POLITE_S = 1.5  # to clean up in after standard input closed; callers expect the end within two
 
 
 def _pairs(value: type[int] | type[str], *, example: str) -> Callable[[str], dict[str, Any]]:
@@ -305,7 +308,11 @@ _WATCH_STDIN = click.option(
 
 
 def _end_with_stdin(finished: threading.Event) -> None:
-    """Interrupt the main thread as Ctrl-C does once standard input closes, unless it finished."""
+    """End as after Ctrl-C once standard input closes, unless the run has finished.
+
+    A step that takes long, or a thread that computes on, does not hold up the end: what lies
+    beside the outputs is then as after a kill.
+    """
     # A shell starts background jobs with SIGINT ignored, and then interrupts would be lost.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -315,6 +322,8 @@ def _end_with_stdin(finished: threading.Event) -> None:
             pass
         if not finished.is_set():
             interrupt_main()
+            time.sleep(_POLITE_S)
+            os._exit(CancelledError.exit_code)
 
     threading.Thread(target=watch, args=[sys.stdin.fileno()], daemon=True).start()
 

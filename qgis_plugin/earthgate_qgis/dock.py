@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from earthgate_qgis import layers, settings
-from earthgate_qgis.engine import EngineError, query_engine
+from earthgate_qgis.engine import EngineError, query_engine, understood
 from earthgate_qgis.form import SceneForm, in_row, note
 from earthgate_qgis.job import Job
 from earthgate_qgis.options_page import PAGE
@@ -49,6 +50,7 @@ class EarthgateDock(QgsDockWidget):
         self._engine_problem = "Not asked yet."
         self._query: BackgroundTask | None = None
         self.task: EngineTask | None = None
+        self._project_left = False
         self._clean_up: Callable[[], None] = lambda: None
         self.form = SceneForm()
         self.start = QPushButton()
@@ -90,14 +92,17 @@ class EarthgateDock(QgsDockWidget):
         self.start.clicked.connect(self._start)
         self.cancel.clicked.connect(lambda: self.task and self.task.cancel())
         for text in (self.problem, self.summary):
+            text.setTextFormat(Qt.TextFormat.RichText)
             text.linkActivated.connect(self._follow_link)
         self.visibilityChanged.connect(self._shown)
         self._iface.currentLayerChanged.connect(self._follow_layer)
+        QgsProject.instance().cleared.connect(self._leave_project)
         self._follow_layer(self._iface.activeLayer())
 
     def unload(self) -> None:
         """End what runs, before the plugin goes."""
         self._iface.currentLayerChanged.disconnect(self._follow_layer)
+        QgsProject.instance().cleared.disconnect(self._leave_project)
         QgsProject.instance().layersAdded.disconnect(self.form.hide_results)
         for task in (self.task, self._query):
             if task is not None:
@@ -106,6 +111,9 @@ class EarthgateDock(QgsDockWidget):
                 task.cancel()
                 task.waitForFinished(_UNLOAD_MS)
         self._clean_up()
+
+    def _leave_project(self) -> None:
+        self._project_left = True
 
     def _follow_layer(self, layer: Any) -> None:
         if self.task is None:
@@ -124,7 +132,9 @@ class EarthgateDock(QgsDockWidget):
         self._engine_problem = "Asking the engine for its models..."
         query = BackgroundTask(
             "earthgate: listing models",
-            lambda _: query_engine(["models", "--json"], command=settings.command()),
+            lambda task: query_engine(
+                ["models", "--json"], command=settings.command(), is_cancelled=task.isCanceled
+            ),
         )
         query.result.connect(self._take_models)
         query.failed.connect(self._miss_models)
@@ -134,8 +144,13 @@ class EarthgateDock(QgsDockWidget):
         self._update()
 
     def _take_models(self, document: Mapping[str, Any]) -> None:
+        try:
+            with understood():
+                self.form.set_models(document["models"])
+        except EngineError as error:
+            self._miss_models(str(error))
+            return
         self._query, self._engine_problem = None, ""
-        self.form.set_models(document["models"])
         self._update()
 
     def _miss_models(self, sentence: str) -> None:
@@ -161,23 +176,30 @@ class EarthgateDock(QgsDockWidget):
         self.problem.setVisible(bool(problem) and not runs)
 
     def _start(self) -> None:
-        job = self.form.job()
-        existing = job.existing()
-        if existing and not self._may_replace(existing):
-            return
         try:
-            command = settings.command()
-            labels = _Labels(self.form)
+            self._begin(self.form.job())
         except (EngineError, layers.LayerError) as error:
             self._fail(str(error))
+        except OSError as error:
+            self._fail(f"{error}; make this folder readable and writable, and try again.")
+
+    def _begin(self, job: Job) -> None:
+        existing, files = job.existing(), list(job.outputs().values())
+        layers.refuse_unsaved(QgsProject.instance(), files)
+        if existing and not self._may_replace(existing):
             return
-        open_again = layers.let_go(QgsProject.instance(), list(job.outputs().values()))
-        self._clean_up = lambda: (labels.remove(), open_again())
+        command = settings.command()
+        labels = _Labels(self.form)
+        self._clean_up = labels.remove
+        if sys.platform == "win32":  # where no open file can be replaced
+            open_again = layers.let_go(QgsProject.instance(), files)
+            self._clean_up = lambda: (labels.remove(), open_again())
+        self._project_left = False
         arguments = job.arguments(labels=labels.path, field=labels.field, overwrite=bool(existing))
         task = EngineTask(f"earthgate: {job.name}", arguments, command, adapt_s=60 * job.minutes)
         task.result.connect(lambda document: self._succeed(job, document))
         task.failed.connect(self._fail)
-        task.cancelled.connect(lambda: self._give_up(job, existing))
+        task.cancelled.connect(lambda: self._end("Cancelled."))
         task.told.connect(self._show_stage)
         task.progressChanged.connect(self._show_percent)
         self.task = task
@@ -186,10 +208,6 @@ class EarthgateDock(QgsDockWidget):
         self.summary.clear()
         self._update()
         QgsApplication.taskManager().addTask(task)
-
-    def _give_up(self, job: Job, existing: list[str]) -> None:
-        job.remove_unfinished(existing)
-        self._end("Cancelled.")
 
     def _end(self, told: str) -> None:
         self.task = None
@@ -215,19 +233,31 @@ class EarthgateDock(QgsDockWidget):
     # The result
 
     def _succeed(self, job: Job, document: Mapping[str, Any]) -> None:
-        self._end(_summary(document))
-        layers.add_results(QgsProject.instance(), job.name, document)
+        self._end("")  # first, whatever the document holds
+        try:
+            with understood():
+                summary, report = _summary(document), _link(document["outputs"]["report"])
+                decision = _DECISIONS.get(document["decision"], document["decision"])
+                if self._project_left:
+                    told = f"Another project is open; the files are in {job.home}."
+                    summary += f"<p>{html.escape(told)}</p>"
+                else:
+                    layers.add_results(QgsProject.instance(), job.name, document)
+        except (EngineError, layers.LayerError) as error:
+            self._fail(str(error))
+            return
+        self.summary.setText(summary)
         self.form.hide_results()
         # Later, because QGIS has yet to say that a task is complete, which would lie above.
-        QTimer.singleShot(0, lambda: self._announce(job, document))
+        told = f"{job.name} is mapped: {decision}."
+        QTimer.singleShot(0, lambda: self._announce(told, report))
 
-    def _announce(self, job: Job, document: Mapping[str, Any]) -> None:
+    def _announce(self, told: str, report: str) -> None:
         bar = self._iface.messageBar()
-        told = _DECISIONS.get(document["decision"], document["decision"])
-        item = bar.createMessage(_TITLE, f"{job.name} is mapped: {told}.")
-        report = QPushButton("Open report")
-        report.clicked.connect(lambda: self._follow_link(_link(document["outputs"]["report"])))
-        item.layout().addWidget(report)
+        item = bar.createMessage(_TITLE, told)
+        button = QPushButton("Open report")
+        button.clicked.connect(lambda: self._follow_link(report))
+        item.layout().addWidget(button)
         bar.pushWidget(item, Qgis.MessageLevel.Success, 0)
 
     def _fail(self, sentence: str) -> None:
@@ -242,12 +272,11 @@ class EarthgateDock(QgsDockWidget):
 
     def _make_labels(self) -> None:
         """Start to digitise in a layer for labels beside the results."""
-        job, scene = self.form.job(), self.form.scene.currentLayer()
-        path = job.home / f"{job.name}_labels.gpkg"
+        crs = self.form.scene.currentLayer().crs()
         try:
-            layer = layers.label_layer(
-                QgsProject.instance(), str(path), scene.crs(), self.form.classes
-            )
+            job = self.form.job()
+            path = str(job.home / f"{job.name}_labels.gpkg")
+            layer = layers.label_layer(QgsProject.instance(), path, crs, self.form.classes)
         except layers.LayerError as error:
             self._fail(str(error))
             return
@@ -266,7 +295,7 @@ class _Labels:
         self._folder = TemporaryDirectory(prefix="earthgate-")
         if layer is not None:
             try:
-                self.path = layers.write_labels(layer, self.field, self._folder.name)
+                self.path = layers.write_labels(layer, self.field, self._folder.name, form.classes)
             except layers.LayerError:
                 self.remove()
                 raise

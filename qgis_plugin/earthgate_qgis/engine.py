@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -33,15 +34,19 @@ __all__ = [
     "EngineError",
     "clean_environment",
     "find_engine",
+    "output_files",
     "query_engine",
     "run_engine",
+    "understood",
 ]
 
 _PROTOCOL = ("--progress", "json", "--watch-stdin")
 _OUTPUTS = ("--dst", "--vector", "--out", "--report")
 _FAREWELL_S = 2.0  # from the result to the end of the process
-_FOREIGN_LINES = 200  # in the log; a library can say millions
-_FOREIGN_CHARS = 500
+_MOST_LINES = {"log": 2_000, "foreign": 200}  # in the log; a library can say millions
+_MOST_CHARS = 500
+_POLL_S = 0.1
+_WRAPPING = " \t\"'"  # around a path that was copied
 _KILLED = (-9, 137)  # 137 is how a shell passes on -9
 
 
@@ -55,7 +60,7 @@ def find_engine(setting: str, environ: Mapping[str, str]) -> list[str]:
     Raises:
         EngineError: There is none.
     """
-    chosen = environ.get("EARTHGATE_EXECUTABLE") or setting.strip()
+    chosen = environ.get("EARTHGATE_EXECUTABLE", "").strip(_WRAPPING) or setting.strip(_WRAPPING)
     if chosen:
         found = shutil.which(str(Path(chosen).expanduser()), path=environ.get("PATH"))
         if found is None:
@@ -118,21 +123,33 @@ def run_engine(
     return listener.outcome(code, command)
 
 
-def query_engine(arguments: Sequence[str], *, command: Sequence[str], timeout_s: float = 60) -> Any:
+def query_engine(
+    arguments: Sequence[str],
+    *,
+    command: Sequence[str],
+    timeout_s: float = 60,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Any:
     """Return the JSON that a short command of the engine prints, whatever its exit code.
 
     Raises:
+        EngineCancelled: ``is_cancelled`` was true.
         EngineError: It prints none in time, or is missing.
     """
+    until = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = start([*command, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         try:
-            code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise EngineError(
-                f"The engine did not answer within {timeout_s:g} s; try again, and if it stays "
-                f"so, install it again in {WHERE}."
-            ) from None
+            while process.poll() is None:
+                if is_cancelled():
+                    raise EngineCancelled("The question was cancelled.")
+                if time.monotonic() > until:
+                    raise EngineError(
+                        f"The engine did not answer within {timeout_s:g} s; try again, and if it "
+                        f"stays so, install it again in {WHERE}."
+                    )
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
         finally:
             end_group(process)
         out.seek(0)
@@ -141,7 +158,32 @@ def query_engine(arguments: Sequence[str], *, command: Sequence[str], timeout_s:
         except ValueError:
             err.seek(0)
             last_words = [_text(line) for line in err.read(LONGEST_BYTES).splitlines()]
-            raise EngineError(_failure(code, last_words[-3:], command)) from None
+            raise EngineError(_failure(process.returncode, last_words[-3:], command)) from None
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn what a document of another version of the engine lacks into a sentence.
+
+    Raises:
+        EngineError: The block did not find what it reads.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(
+            f"The engine's answer does not fit this plugin ({type(error).__name__}: {error}); "
+            f"install the engine of the plugin's version in {WHERE}."
+        ) from error
+
+
+def output_files(arguments: Sequence[str]) -> list[str]:
+    """Return the files that a command of the engine is told to write."""
+    found = {option: value for option, value in zip(arguments, arguments[1:]) if option in _OUTPUTS}
+    if "--confidence" in arguments:
+        path = Path(found["--dst"])
+        found["--confidence"] = str(path.parent / f"{path.stem}_conf.tif")
+    return list(found.values())
 
 
 def _python(executable: str) -> list[str]:
@@ -150,9 +192,11 @@ def _python(executable: str) -> list[str]:
 
 def _remove_unfinished(arguments: Sequence[str]) -> None:
     """Remove the hidden folder beside each output, unless another run holds it."""
-    for option, value in zip(arguments, arguments[1:]):
-        folder = Path(value).with_name(f".{Path(value).name}.earthgate")
-        if option in _OUTPUTS and folder.is_dir():
+    for path in map(Path, output_files(arguments)):
+        folder = path.parent / f".{path.name}.earthgate"
+        with suppress(OSError):  # the run is cancelled all the same
+            if not folder.is_dir():
+                continue
             with locked(folder / "lock") as is_ours:
                 pass
             if is_ours:  # Windows does not remove a file that is locked
@@ -169,7 +213,7 @@ class _Listener:
         self._result: dict[str, Any] | None = None
         self._result_s = 0.0
         self._error = ""
-        self._foreign = 0
+        self._told: Counter[str] = Counter()
         self._last_words: deque[str] = deque(maxlen=3)
 
     def seconds_since_result(self) -> float:
@@ -182,13 +226,14 @@ class _Listener:
             self._on_progress(event["stage"], event["done"], event["total"])
         elif kind == "log":
             warned = "Warning: " if event.get("level") == "warning" else ""
-            self._on_log(f"{warned}{event.get('message', '')}")
+            self._tell("log", f"{warned}{event.get('message') or ''}")
         elif kind == "result":
             self._result, self._error, self._result_s = event, "", time.monotonic()
         elif kind == "error":
-            self._result, self._error = None, str(event.get("message", ""))
-            for problem in event.get("problems") or ():
-                self._on_log(str(problem))
+            self._result, self._error = None, str(event.get("message") or "")
+            problems = event.get("problems")
+            for problem in problems if isinstance(problems, list) else ():
+                self._tell("log", str(problem))
         else:
             self._hear_foreign(_text(line))
 
@@ -200,14 +245,16 @@ class _Listener:
         return self._result
 
     def _hear_foreign(self, text: str) -> None:
-        if not text:
-            return
-        self._last_words.append(text)
-        self._foreign += 1
-        if self._foreign <= _FOREIGN_LINES:
-            self._on_log(text)
-        elif self._foreign == _FOREIGN_LINES + 1:
-            self._on_log("(further lines that are not events are left out)")
+        if text:
+            self._last_words.append(text)
+            self._tell("foreign", text)
+
+    def _tell(self, kind: str, text: str) -> None:
+        self._told[kind] += 1
+        if self._told[kind] <= _MOST_LINES[kind]:
+            self._on_log(text[:_MOST_CHARS])
+        elif self._told[kind] == _MOST_LINES[kind] + 1:
+            self._on_log("(further lines are left out)")
 
 
 def _event(line: bytes) -> dict[str, Any]:
@@ -226,7 +273,7 @@ def _event(line: bytes) -> dict[str, Any]:
 
 
 def _text(line: bytes) -> str:
-    return line[: 4 * _FOREIGN_CHARS].decode("utf-8", "replace").strip()[:_FOREIGN_CHARS]
+    return line[: 4 * _MOST_CHARS].decode("utf-8", "replace").strip()[:_MOST_CHARS]
 
 
 def _failure(code: int | None, last_words: Sequence[str], command: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from qgis.core import (
@@ -122,10 +123,16 @@ class SceneForm(QWidget):
             self.scene.setLayer(layer)
 
     def set_models(self, models: Sequence[Mapping[str, Any]]) -> None:
-        """Offer these models, as ``earthgate models --json`` lists them."""
+        """Offer these models, as ``earthgate models --json`` lists them; keep the chosen one."""
+        files, names = ([entry[key] for entry in models] for key in ("file", "name"))
+        chosen = self._model().get("file")
         self._models = models
+        self.model.blockSignals(True)
         self.model.clear()
-        self.model.addItems([entry["name"] for entry in models])
+        self.model.addItems(names)
+        self.model.setCurrentIndex(files.index(chosen) if chosen in files else 0)
+        self.model.blockSignals(False)
+        self._show_model()
 
     @property
     def classes(self) -> list[str]:
@@ -143,6 +150,7 @@ class SceneForm(QWidget):
             return "Add a raster layer to map."
         try:
             layers.file_of(layer)
+            layers.crs_to_assume(layer)
         except layers.LayerError as error:
             return str(error)
         if not self._model():
@@ -154,17 +162,27 @@ class SceneForm(QWidget):
         return ""
 
     def job(self) -> Job:
-        """Return what the form says, if it has no problem."""
+        """Return what the form says, if it has no problem.
+
+        Raises:
+            LayerError: It has one, perhaps since it was asked.
+        """
+        scene = self.scene.currentLayer()
         return Job(
-            scene=layers.file_of(self.scene.currentLayer()),
+            scene=layers.file_of(scene),
             folder=self.folder.filePath(),
             model=self._model()["file"],
             bands=self.bands.text(),
             minutes=self.minutes.value(),
+            crs=layers.crs_to_assume(scene),
         )
 
     def _show_scene(self, *_: Any) -> None:
         layer = self.scene.currentLayer()
+        if layer is not None:
+            with suppress(TypeError):  # the first time
+                layer.crsChanged.disconnect(self._show_scene)
+            layer.crsChanged.connect(self._show_scene)
         self.scene_facts.setText("" if layer is None else _facts(layer))
         self.bands.show_bands(layer, self._model().get("bands", _DEFAULT_BANDS))
         order = [self.scene, *self.bands.choices.values(), self.model]
@@ -198,11 +216,19 @@ class BandRow(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.choices: dict[str, QComboBox] = {}
+        self._shown: tuple[str, ...] = ()
         self._row = QHBoxLayout(self)
         self._row.setContentsMargins(0, 0, 0, 0)
 
     def show_bands(self, layer: QgsRasterLayer | None, wanted: Sequence[str]) -> None:
-        """Offer the layer's bands for each of ``wanted``, with the guess chosen."""
+        """Offer the layer's bands for each of ``wanted``, with the guess chosen.
+
+        What is shown already stays, as the user may have changed it.
+        """
+        shown = ("" if layer is None else layer.id(), *wanted)
+        if shown == self._shown:
+            return
+        self._shown = shown
         if list(self.choices) != list(wanted):
             self._make_choices(wanted)
         bands = range(1, 1 + layer.bandCount()) if layer is not None and layer.isValid() else ()

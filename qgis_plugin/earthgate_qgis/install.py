@@ -79,8 +79,8 @@ def install_engine(
         if not is_ours:
             raise EngineError("Another QGIS is installing the engine; wait until it has finished.")
         environment = folder / _name(requirements, version)
-        python = _python_of(environment)
-        if installed_python(environ) == python:
+        python, before = _python_of(environment), installed_python(environ)
+        if before == python:
             on_log("This engine is installed already.")
             return python
         try:
@@ -94,9 +94,10 @@ def install_engine(
             shutil.rmtree(environment, ignore_errors=True)
             raise
         _stamp(folder, {"environment": environment.name, "version": version})
+        kept = {environment, before.parents[1] if before else environment}  # an engine may run
         for other in folder.iterdir():
-            if other.is_dir() and other != environment:
-                shutil.rmtree(other, ignore_errors=True)  # an engine may run there
+            if other.is_dir() and other not in kept:
+                shutil.rmtree(other, ignore_errors=True)
     return python
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+# Files that are read along with one, which the engine does not replace unasked, either.
+_SIDECARS = {
+    ".tif": ("{path}.aux.xml", "{path}.msk", "{path}.ovr", "{stem}.qml"),
+    ".gpkg": ("{path}-journal", "{path}-shm", "{path}-wal"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Job:
 
     minutes: int
     """Longest time to adapt."""
+
+    crs: str
+    """Reference system of an image that names none; empty otherwise."""
 
     @property
     def name(self) -> str:
@@ -50,20 +56,13 @@ class Job:
         return {role: str(self.home / name) for role, name in names.items()}
 
     def existing(self) -> list[str]:
-        """Return the names of those files that exist."""
-        return [Path(path).name for path in self.outputs().values() if Path(path).exists()]
-
-    def remove_unfinished(self, earlier: Sequence[str]) -> None:
-        """Remove what a cancelled run left: the engine's state to go on from, and new files.
-
-        Args:
-            earlier: What ``existing`` said before the run; these files stay.
-        """
+        """Return the names of those that exist, and of the sidecars that one has left behind."""
+        found = []
         for path in map(Path, self.outputs().values()):
-            shutil.rmtree(path.with_name(f".{path.name}.earthgate"), ignore_errors=True)
-            if path.name not in earlier:
-                with suppress(OSError):  # mostly it does not exist
-                    path.unlink()
+            patterns = ("{path}",) if path.exists() else _SIDECARS.get(path.suffix, ())
+            names = [pattern.format(path=path.name, stem=path.stem) for pattern in patterns]
+            found += [name for name in names if path.with_name(name).exists()]
+        return found
 
     def arguments(self, *, labels: str = "", field: str = "", overwrite: bool = False) -> list[str]:
         """Return the engine's command line.
@@ -78,6 +77,7 @@ class Job:
         line += ["--vector", outputs["vector"], "--confidence", "--out", outputs["adapter"]]
         line += ["--report", outputs["report"], "--model", self.model, "--bands", self.bands]
         line += ["--minutes", str(self.minutes)]
+        line += ["--assume-crs", self.crs] if self.crs else []
         if labels:
             line += ["--labels", labels, "--label-field", field]
         return [*line, "--overwrite"] if overwrite else line

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 from qgis.core import (
+    NULL,
     QgsCoordinateReferenceSystem,
     QgsEditorWidgetSetup,
     QgsFeatureRequest,
@@ -15,6 +15,7 @@ from qgis.core import (
     QgsLayerTreeLayer,
     QgsLayerTreeNode,
     QgsMapLayer,
+    QgsMapLayerStyle,
     QgsProject,
     QgsProviderRegistry,
     QgsRasterLayer,
@@ -27,6 +28,8 @@ CLASS_FIELD = "class"
 
 _MAP_PROPERTY = "earthgate/map"
 _RESULT_PROPERTY = "earthgate/result"
+_OTHER = "other"  # what the engine calls none of the classes
+_SHOWN_VALUES = 5
 _LABEL_OPACITY = 0.6  # what is labelled stays visible
 _SPELLINGS = {
     "r": "red",
@@ -40,7 +43,7 @@ _SPELLINGS = {
 _SHOWN = (("vector", "Polygons"), ("map", "Map"), ("confidence", "Confidence"))
 
 
-class LayerError(ValueError):
+class LayerError(Exception):
     """A layer cannot be used; ``str()`` is one sentence with the next step."""
 
 
@@ -63,6 +66,27 @@ def file_of(layer: QgsMapLayer) -> str:
             "GeoTIFF with Layer > Save As... and choose the saved layer."
         )
     return path
+
+
+def crs_to_assume(layer: QgsRasterLayer) -> str:
+    """Return the reference system that the user gave a layer whose file names none, else nothing.
+
+    Raises:
+        LayerError: Neither says one.
+    """
+    crs = _crs(layer)
+    if layer.dataProvider().crs().isValid():
+        return ""
+    return crs.authid() if crs.authid().startswith("EPSG:") else crs.toWkt()
+
+
+def _crs(layer: QgsMapLayer) -> QgsCoordinateReferenceSystem:
+    if not layer.crs().isValid():
+        raise LayerError(
+            f"{layer.name()} has no coordinate reference system; set it with Layer > Set CRS of "
+            "Layer(s)."
+        )
+    return layer.crs()
 
 
 def guess_bands(layer: QgsRasterLayer, wanted: Sequence[str]) -> list[int]:
@@ -91,23 +115,49 @@ def _meaning(layer: QgsRasterLayer, band: int, wanted: Sequence[str]) -> str:
     return provider.colorInterpretationName(band).lower()
 
 
-def write_labels(layer: QgsVectorLayer, field: str, folder: str) -> str:
+def write_labels(
+    layer: QgsVectorLayer, field: str, folder: str, classes: Sequence[str] = ()
+) -> str:
     """Write the layer's polygons as they are now, unsaved edits with them, and return the file.
 
+    Args:
+        layer: Polygons of known classes.
+        field: Its field with the class.
+        folder: Where the file goes.
+        classes: The model's, if they are known.
+
     Raises:
-        LayerError: There are none, or they cannot be written.
+        LayerError: There are none, they name other classes or no reference system, or they
+            cannot be written.
     """
+    _crs(layer)
     now = layer.materialize(QgsFeatureRequest())  # a copy of what the edit buffer shows
     if not now.featureCount():
         raise LayerError(f"{layer.name()} has no polygons yet; digitise some, or choose no labels.")
+    column = now.fields().lookupField(field)
+    if classes:
+        _refuse_unknown(layer.name(), field, now.uniqueValues(column), classes)
     options = QgsVectorFileWriter.SaveVectorOptions()
     options.driverName = "GPKG"
-    options.attributes = [now.fields().lookupField(field)]
+    options.attributes = [column]
+    # Fields of users are called fid and geom, too.
+    options.layerOptions = ["FID=earthgate_fid", "GEOMETRY_NAME=earthgate_geometry"]
     path = str(Path(folder) / "labels.gpkg")
     failure = _written(now, path, options)
     if failure:
         raise LayerError(f"{layer.name()} cannot be written to {path}: {failure}.")
     return path
+
+
+def _refuse_unknown(name: str, field: str, values: Iterable[Any], classes: Sequence[str]) -> None:
+    """Refuse what the engine would, which does not know the layer and names options instead."""
+    known = {*classes, _OTHER, *map(str, range(len(classes)))}
+    unknown = sorted({str(value) for value in values if value != NULL} - known)
+    if unknown:
+        raise LayerError(
+            f"{name} has {', '.join(map(repr, unknown[:_SHOWN_VALUES]))} in its field {field}; "
+            f"expected the model's classes {', '.join(classes)}, or {_OTHER}; change them there."
+        )
 
 
 def label_layer(
@@ -130,6 +180,8 @@ def label_layer(
     if not Path(path).exists():
         _make_label_file(path, crs)
     layer = QgsVectorLayer(path, Path(path).stem, "ogr")
+    if not layer.isValid():
+        raise LayerError(f"{path} is there, but does not open; rename it, and try again.")
     choices = {"map": [{name: name} for name in classes]}
     column = layer.fields().lookupField(CLASS_FIELD)
     layer.setEditorWidgetSetup(column, QgsEditorWidgetSetup("ValueMap", choices))
@@ -165,8 +217,11 @@ def add_results(project: QgsProject, name: str, document: Mapping[str, Any]) -> 
         project: Where the layers go.
         name: Name of the group, the scene's.
         document: The engine's result document.
+
+    Raises:
+        LayerError: QGIS cannot open some; the others are there.
     """
-    outputs = document["outputs"]
+    outputs, closed = document["outputs"], []
     group = _group(project, name, outputs["map"])
     for layer in layers_of(project, outputs.values()):
         project.removeMapLayer(layer.id())
@@ -177,12 +232,19 @@ def add_results(project: QgsProject, name: str, document: Mapping[str, Any]) -> 
         layer = (
             QgsVectorLayer(path, title, "ogr") if role == "vector" else QgsRasterLayer(path, title)
         )
+        if not layer.isValid():
+            closed.append(path)
+            continue
         layer.setCustomProperty(_RESULT_PROPERTY, role)
         project.addMapLayer(layer, False)
         node = group.addLayer(layer)
         node.setItemVisibilityChecked(role != "confidence")
         _show_expanded(node, role == "map")  # polygons have the same legend
     _show_expanded(group, True)
+    if closed:
+        raise LayerError(
+            f"QGIS cannot open {', '.join(closed)}; a % in the name of a folder can be the cause."
+        )
     return group
 
 
@@ -231,27 +293,35 @@ def _key(path: str) -> str:
     return str(Path(path).resolve()) if path else ""
 
 
-def let_go(
-    project: QgsProject, files: Sequence[str], *, rasters: bool = sys.platform == "win32"
-) -> Callable[[], None]:
-    """Close the files, which are about to be replaced, and return what opens them again.
+def refuse_unsaved(project: QgsProject, files: Sequence[str]) -> None:
+    """Refuse to replace files of which a layer has unsaved edits.
 
-    A GeoPackage is closed because SQLite's journal of the old file would be taken for the new
-    one's; a raster where a file cannot be replaced while it is open.
+    Raises:
+        LayerError: There is such a layer.
     """
-    closed = [
-        (layer.id(), layer.source(), layer.name(), layer.providerType())
-        for layer in layers_of(project, files)
-        if rasters or isinstance(layer, QgsVectorLayer)
-    ]
-    for key, _source, name, provider in closed:
-        project.mapLayer(key).setDataSource("", name, provider)
+    for layer in layers_of(project, files):
+        if isinstance(layer, QgsVectorLayer) and layer.isModified():
+            raise LayerError(
+                f"{layer.name()} has unsaved edits, and its file is about to be replaced; save or "
+                "discard them first."
+            )
+
+
+def let_go(project: QgsProject, files: Sequence[str]) -> Callable[[], None]:
+    """Close the files, which are about to be replaced, and return what opens them again."""
+    closed = []
+    for layer in layers_of(project, files):
+        style = QgsMapLayerStyle()
+        style.readFromLayer(layer)
+        closed.append((layer.id(), layer.source(), layer.name(), layer.providerType(), style))
+        layer.setDataSource("", layer.name(), layer.providerType())
 
     def open_again() -> None:
-        for key, source, name, provider in closed:
+        for key, source, name, provider, style in closed:
             layer = project.mapLayer(key)
             if layer is not None:  # the user may have removed it meanwhile
-                layer.setDataSource(source, name, provider, True)
+                layer.setDataSource(source, name, provider)
+                style.writeToLayer(layer)
                 layer.triggerRepaint()
 
     return open_again

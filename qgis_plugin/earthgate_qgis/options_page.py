@@ -25,7 +25,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from earthgate_qgis import settings
-from earthgate_qgis.engine import find_engine, query_engine
+from earthgate_qgis.engine import find_engine, query_engine, understood
 from earthgate_qgis.install import install_engine
 from earthgate_qgis.task import BackgroundTask
 
@@ -119,8 +119,6 @@ class OptionsPage(QgsOptionsPageWidget):
         self.folder.clicked.connect(self._choose_folder)
         self.source.textChanged.connect(self._update)
         self.install.clicked.connect(self._install)
-        for signal in (self.cancel.clicked, self.destroyed):
-            signal.connect(lambda *_: self._task and self._task.cancel())
         self._update()
 
     def apply(self) -> None:
@@ -140,6 +138,8 @@ class OptionsPage(QgsOptionsPageWidget):
         # Bound methods alone, here and below: Qt drops them with the page, if it is closed early.
         for signal in (task.result, task.failed, task.cancelled):
             signal.connect(self._end)
+        for signal in (self.cancel.clicked, self.destroyed):
+            signal.connect(task.stop)
         return task
 
     def _end(self, *_: Any) -> None:
@@ -150,16 +150,13 @@ class OptionsPage(QgsOptionsPageWidget):
         chosen = self.engine.filePath()
         task = self._run(
             "testing the engine",
-            lambda _: query_engine(["doctor", "--json"], command=find_engine(chosen, os.environ)),
+            lambda task: _diagnosis(chosen, task.isCanceled),
         )
-        task.result.connect(self._show_findings)
+        task.result.connect(self.findings.setHtml)
         task.failed.connect(self.findings.setPlainText)
         task.cancelled.connect(self.findings.clear)
         self.findings.setPlainText("Testing...")
         self._launch(task)
-
-    def _show_findings(self, document: Mapping[str, Any]) -> None:
-        self.findings.setHtml(findings(document))
 
     def _launch(self, task: BackgroundTask) -> None:
         self._update()
@@ -201,6 +198,13 @@ class OptionsPage(QgsOptionsPageWidget):
         self.apply()
         self._applied()
         self._test()
+
+
+def _diagnosis(chosen: str, is_cancelled: Callable[[], bool]) -> str:
+    command = find_engine(chosen, os.environ)
+    document = query_engine(["doctor", "--json"], command=command, is_cancelled=is_cancelled)
+    with understood():
+        return findings(document)
 
 
 def findings(document: Mapping[str, Any]) -> str:

@@ -50,6 +50,10 @@ class BackgroundTask(QgsTask):
         self._problem = ""
         self.told.connect(self.setDescription)
 
+    def stop(self, *_: Any) -> None:
+        """Cancel it; signals may call this, whatever they say."""
+        self.cancel()
+
     def run(self) -> bool:
         """Do the work; called by QGIS, away from the main thread."""
         try:

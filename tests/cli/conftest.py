@@ -34,9 +34,11 @@ def start() -> Iterator[Callable[..., Child]]:
     """Start Python programs with our import path; end them with the test."""
     children: list[Child] = []
 
-    def start_one(program: str, *arguments: str, stdout: int = subprocess.PIPE) -> Child:
+    def start_one(
+        program: str, *arguments: str, option: str = "-c", stdout: int = subprocess.PIPE
+    ) -> Child:
         child = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
+            [sys.executable, option, program, *arguments],
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=subprocess.PIPE,

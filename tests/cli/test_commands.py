@@ -240,6 +240,21 @@ def test_evaluate_takes_the_options_of_labels(place, capsys) -> None:
     assert document["accuracy"] == 0.5
 
 
+def test_evaluate_follows_the_progress_protocol(place, capsys) -> None:
+    printed(capsys, *MAP)
+    evaluate = ["evaluate", "--map", "map.tif", "--progress", "json"]
+
+    assert main([*evaluate, "--labels", "truth.tif"]) == 0
+    (result,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert main([*evaluate, "--labels", "missing.tif"]) == 2
+    (error,) = map(json.loads, capsys.readouterr().err.splitlines())
+
+    assert (result["event"], error["event"]) == ("result", "error")
+    assert result["accuracy"] == 0.5
+    assert {"mean_iou", "mean_f1"} <= set(result)
+    assert "missing.tif" in error["message"]
+
+
 def test_info_says_what_a_file_is(place, capsys) -> None:
     printed(capsys, *ADAPT)
 

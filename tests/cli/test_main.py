@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import click
@@ -7,6 +8,7 @@ import pytest
 
 from earthgate_cli import options, output
 from earthgate_cli.main import cli, main
+from earthgate_geo import __version__
 from earthgate_geo.errors import InputError
 
 COMMANDS = [
@@ -132,6 +134,14 @@ def test_an_unknown_option_is_a_usage_error_in_both_forms(job, capsys) -> None:
     assert json.loads(capsys.readouterr().err)["message"] == "No such option '--resume'."
 
 
+def test_a_python_runs_the_program_as_its_script_does(start) -> None:
+    said = start("earthgate_cli", "--version", option="-m")
+    failed = start("earthgate_cli", "unknown", option="-m")
+
+    assert said.communicate(timeout=30)[0].split() == [b"earthgate", __version__.encode()]
+    assert (said.returncode, failed.wait(timeout=30)) == (0, 2)
+
+
 def test_a_closed_pipe_on_stdout_is_quiet(start) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -146,9 +156,11 @@ def test_a_closed_pipe_on_stdout_is_quiet(start) -> None:
     assert (child.returncode, errors) == (1, b"")
 
 
+ENDED_S = 2  # what callers rely on
+
 # As a shell starts it in the background: with SIGINT ignored.
 WAITING = """
-import signal, sys, time
+import signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 import click
 from earthgate_cli import options
@@ -156,17 +168,18 @@ from earthgate_cli.main import cli, main
 @click.command("job")
 @options.job_speech
 def command(*, speech):
-    print("ready", flush=True)
-    ends_s = time.monotonic() + float(sys.argv[1])
+    threading.Timer(0.1, print, ["ready"], {"flush": True}).start()  # in the first step
+    seconds, step_s = map(float, sys.argv[1:])
+    ends_s = time.monotonic() + seconds
     while time.monotonic() < ends_s:
-        time.sleep(0.01)  # busy like training: back in Python often
+        time.sleep(step_s)
 cli.add_command(command)
 sys.exit(main(["job", "--watch-stdin"]))
 """
 
 
 def test_the_engine_ends_when_its_stdin_closes(start) -> None:
-    child = start(WAITING, "60")
+    child = start(WAITING, "60", "0.01")
     assert child.stdout.readline().strip() == b"ready"
 
     _, errors = child.communicate(timeout=30)
@@ -175,8 +188,19 @@ def test_the_engine_ends_when_its_stdin_closes(start) -> None:
     assert errors.startswith(b"Error: interrupted.")
 
 
+def test_the_engine_ends_in_time_even_in_a_long_step(start) -> None:
+    child = start(WAITING, "60", "60")
+    assert child.stdout.readline().strip() == b"ready"
+
+    closed_s = time.monotonic()
+    _, errors = child.communicate(timeout=30)
+
+    assert time.monotonic() - closed_s < ENDED_S
+    assert (child.returncode, errors) == (130, b"")
+
+
 def test_the_engine_ends_well_while_its_stdin_stays_open(start) -> None:
-    child = start(WAITING, "0.2")
+    child = start(WAITING, "0.2", "0.01")
 
     assert child.wait(timeout=30) == 0
     assert child.stderr.read() == b""

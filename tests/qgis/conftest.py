@@ -26,21 +26,11 @@ class Outputs:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def application(tmp_path_factory):
-    from qgis.core import QgsApplication  # noqa: PLC0415  # the engine's environment has none
-
-    if QgsApplication.instance() is not None:
-        yield QgsApplication.instance()
-        return
-    home = str(tmp_path_factory.mktemp("home"))
+def _home(tmp_path_factory):
+    """Keep what the engine caches, and an engine that is installed there, out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QT_QPA_PLATFORM", "offscreen")
-        patch.setenv("HOME", home)
-        patch.setenv("XDG_RUNTIME_DIR", home)
-        application = QgsApplication([], True, home)
-        application.initQgis()
-        yield application
-        application.exitQgis()
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

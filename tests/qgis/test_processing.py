@@ -5,21 +5,29 @@ import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from osgeo import gdal
 from qgis.core import (
     QgsApplication,
+    QgsCoordinateReferenceSystem,
     QgsFeature,
+    QgsField,
     QgsGeometry,
     QgsProcessingContext,
     QgsProcessingFeatureSourceDefinition,
     QgsProcessingFeedback,
+    QgsProcessingModelAlgorithm,
+    QgsProcessingModelChildAlgorithm,
+    QgsProcessingModelChildParameterSource,
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
+    QgsVectorFileWriter,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QVariant
 
 from earthgate_qgis.plugin import EarthgatePlugin
 
@@ -46,7 +54,8 @@ FAKE = """
     if "--labels" in options:
         shutil.copy(options["--labels"], here / "labels.gpkg")
     if os.environ.get("FAKE_ERROR"):
-        say("error", code=2, message="The scene is empty.")
+        labels = options.get("--labels", "")
+        say("error", code=2, message=os.environ["FAKE_ERROR"].format(labels=labels))
         sys.exit(2)
     if "--dst" in options:
         (Path(options["--dst"]).parent / f".{Path(options['--dst']).name}.earthgate").mkdir()
@@ -62,7 +71,9 @@ FAKE = """
     for path in outputs.values():
         Path(path).write_text("made")
     scores = {"accuracy": 0.9, "mean_iou": 0.5, "mean_f1": 0.6}
-    say("result", outputs=outputs, decision="adapted", polygons=7, **scores)
+    document = {"outputs": outputs, "decision": "adapted", "polygons": 7, **scores}
+    document.pop(os.environ.get("FAKE_DROP"), None)
+    say("result", **document)
 """
 
 
@@ -85,7 +96,7 @@ class Feedback(QgsProcessingFeedback):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _provider(application):
+def _provider():
     plugin = EarthgatePlugin(None)
     plugin.initProcessing()
     yield
@@ -103,7 +114,7 @@ def place(tmp_path, monkeypatch):
     for name in ("scene.tif", "map.tif"):
         raster = gdal.GetDriverByName("GTiff").Create(str(tmp_path / name), 8, 8, 3)
         raster.SetGeoTransform((500_000, 1, 0, 5_500_000, 0, -1))
-        raster.SetProjection(QgsProject.instance().crs().toWkt())
+        raster.SetProjection(QgsCoordinateReferenceSystem("EPSG:32633").toWkt())
     return tmp_path
 
 
@@ -249,9 +260,19 @@ def test_evaluate_gives_the_means(place, labels):
     assert words(place)[5:7] == ["--label-field", "class"]
 
 
+@pytest.mark.usefixtures("qgis_processing")
+def test_a_script_runs_a_command_like_any_other_algorithm(place):
+    import processing  # noqa: PLC0415  # the fixture finds it among QGIS's plugins
+
+    given = {key: str(path) for key, path in required("map", place).items()}
+
+    assert processing.run("earthgate:map", given)["OUTPUT"] == given["OUTPUT"]
+    assert options_of(place)["--src"] == given["SCENE"]
+
+
 @EVERY
 def test_what_the_engine_refuses_fails_with_its_sentence(name, place, monkeypatch):
-    monkeypatch.setenv("FAKE_ERROR", "1")
+    monkeypatch.setenv("FAKE_ERROR", "The scene is empty.")
 
     assert run(name, **required(name, place)) == "The scene is empty."
     assert made(place) == set()
@@ -269,6 +290,120 @@ def test_a_cancelled_run_fails_in_time_and_leaves_nothing(name, place, monkeypat
     with pytest.raises(ProcessLookupError):
         os.kill(int(feedback.told[-1].split()[1]), 0)
     assert made(place) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("adapt", "decision"), ("map", "outputs"), ("vectorize", "polygons"), ("evaluate", "mean_f1")],
+)
+def test_a_result_of_another_version_fails_with_a_sentence(name, key, place, monkeypatch):
+    monkeypatch.setenv("FAKE_DROP", key)
+
+    assert run(name, **required(name, place)) == (
+        f"The engine's answer does not fit this plugin (KeyError: '{key}'); install the engine of "
+        "the plugin's version in Settings > Options > earthgate."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("map", {"SCENE": "/nope.tif"}, "SCENE is /nope.tif, which does not open"),
+        ("map", {"BANDS": "nonsense"}, "The bands 'nonsense' are not written like"),
+        ("adapt", {"LABELS": "/nope.gpkg"}, "LABELS is /nope.gpkg, which does not open"),
+        ("evaluate", {"LABELS": "/nope.gpkg"}, "LABELS is /nope.gpkg, which does not open"),
+    ],
+)
+def test_a_step_of_a_model_checks_its_parameters(place, name, given, told):
+    step = QgsProcessingModelChildAlgorithm(f"earthgate:{name}")
+    for key, value in {**required(name, place), **given}.items():
+        source = QgsProcessingModelChildParameterSource.fromStaticValue(str(value))
+        step.addParameterSources(key, [source])
+    model, feedback = QgsProcessingModelAlgorithm("model"), Feedback()
+    model.addChildAlgorithm(step)
+
+    done = model.run({}, QgsProcessingContext(), feedback)[1]
+
+    assert not done
+    assert any(told in error for error in feedback.errors)
+    assert not (place / "engine" / "words.json").exists()
+
+
+def test_unsaved_edits_of_an_output_are_not_replaced(place, labels):
+    path = place / "out.gpkg"
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    context = QgsProject.instance().transformContext()
+    QgsVectorFileWriter.writeAsVectorFormatV3(labels, str(path), context, options)
+    polygons = QgsVectorLayer(str(path), "mine", "ogr")
+    QgsProject.instance().addMapLayer(polygons)
+    polygons.startEditing()
+    polygons.deleteFeature(1)
+
+    told = run("vectorize", **required("vectorize", place))
+
+    assert told.startswith("mine has unsaved edits, and its file is about to be replaced")
+    assert polygons.isModified()
+
+
+def test_a_confidence_that_nobody_was_asked_about_is_not_replaced(place):
+    (place / "out_conf.tif").write_text("the user's own")
+
+    told = run("map", **required("map", place))
+
+    assert told.startswith(f"{place / 'out_conf.tif'} exists, and the confidence of the map would")
+    (place / "out.tif").touch()  # whose replacement Processing asks about
+    assert run("map", **required("map", place))["OUTPUT"] == str(place / "out.tif")
+
+
+def test_errors_name_the_layer_of_the_labels(place, labels, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "{labels} names classes that the model lacks.")
+
+    told = run("adapt", **required("adapt", place), LABELS=labels.id())
+
+    assert told == "places names classes that the model lacks."
+
+
+@pytest.mark.parametrize(("field", "value"), [("fid", 3), ("geom", "road")])
+def test_any_name_will_do_for_the_field_with_the_class(place, labels, field, value):
+    labels.dataProvider().addAttributes([QgsField("geom", QVariant.String)])
+    labels.updateFields()
+    column = labels.fields().lookupField(field)
+    changes = {feature.id(): {column: value} for feature in labels.getFeatures()}
+    labels.dataProvider().changeAttributeValues(changes)
+
+    assert run("adapt", **required("adapt", place), LABELS=labels.id(), LABEL_FIELD=field)
+
+    passed = QgsVectorLayer(str(place / "engine" / "labels.gpkg"), "", "ogr")
+    assert options_of(place)["--label-field"] == field
+    assert [feature[field] for feature in passed.getFeatures()] == [value] * 2
+
+
+def test_a_temporary_folder_that_cannot_be_removed_is_no_failure(place, monkeypatch):
+    remove = TemporaryDirectory.cleanup
+
+    def stumble(folder):
+        remove(folder)
+        raise PermissionError(13, "used by another process")
+
+    monkeypatch.setattr(TemporaryDirectory, "cleanup", stumble)
+
+    assert run("adapt", **required("adapt", place))["DECISION"] == "adapted"
+
+
+def test_a_reference_system_that_the_user_gave_is_passed_on(place, labels):
+    path = place / "map.tif"
+    gdal.GetDriverByName("GTiff").Create(str(path), 8, 8, 3).SetGeoTransform((0, 1, 0, 0, 0, -1))
+    layer = QgsRasterLayer(str(path), "bare")
+    QgsProject.instance().addMapLayer(layer)
+    given = {**required("map", place), "SCENE": layer.id()}
+
+    refusal = run("map", **given)
+    layer.setCrs(labels.crs())
+
+    told = "bare has no coordinate reference system; set it with Layer > Set CRS of Layer(s)."
+    assert refusal == told
+    assert run("map", **given)
+    assert options_of(place)["--assume-crs"] == "EPSG:32633"
 
 
 @EVERY

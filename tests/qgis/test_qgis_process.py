@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ gdal.UseExceptions()
 PLUGIN = Path(__file__).parents[2] / "qgis_plugin" / "earthgate_qgis"
 PATIENCE_S = 120
 CANCEL_S = 2
+UNLOADING_S = 1  # the engine ends itself after 1.5 s; the system then takes back its memory
 SIZE_PX = 256
+MAGNIFIED_PX = 6000  # what takes seconds to map, and to turn into polygons
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,8 @@ def command(environment, outputs, tmp_path):
     gdal.Translate(str(tmp_path / "scene.tif"), scene, srcWin=[40, 0, SIZE_PX, SIZE_PX])
 
     def words(name, **parameters):
-        given = {"SCENE": tmp_path / "scene.tif", "OUTPUT": tmp_path / "map.tif", **parameters}
+        raster = "MAP" if name == "vectorize" else "SCENE"
+        given = {raster: tmp_path / "scene.tif", "OUTPUT": tmp_path / "map.tif", **parameters}
         pairs = [f"{key}={value}" for key, value in given.items()]
         return {
             "args": ["qgis_process.bin", "--json", "run", f"earthgate:{name}", "--", *pairs],
@@ -61,15 +65,25 @@ def command(environment, outputs, tmp_path):
     return words
 
 
-def engines(word):
-    """Return the processes whose command line has the word, but not those of qgis_process."""
+def magnify(source, target):
+    """Repeat pixels; they keep their size on the ground."""
+    raster = gdal.Open(str(source))
+    left, width, _, top, _, height = raster.GetGeoTransform()
+    bounds = [left, top, left + MAGNIFIED_PX * width, top + MAGNIFIED_PX * height]
+    gdal.Translate(
+        str(target), raster, width=MAGNIFIED_PX, height=MAGNIFIED_PX, outputBounds=bounds
+    )
+
+
+def engines(folder):
+    """Return the processes of the engine that work in a folder."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = entry.read_bytes().decode().split("\0")
         except OSError:  # it has ended
             continue
-        if word in words and "--watch-stdin" in words:
+        if "--watch-stdin" in words and str(folder / "scene.tif") in words:
             found.add(int(entry.parent.name))
     return found
 
@@ -116,32 +130,48 @@ def test_adapt_runs_with_the_real_engine(command, tmp_path):
     assert not [name for name in made(tmp_path) if "adapter" in name]
 
 
-@pytest.mark.parametrize(
-    ("ending", "code", "seconds"),
-    [
-        pytest.param(signal.SIGINT, 1, CANCEL_S, id="cancelled"),
-        # Nobody is left to kill the engine, which finishes its step before it looks up.
-        pytest.param(signal.SIGTERM, -15, PATIENCE_S, id="killed"),
-    ],
-)
-def test_ending_qgis_process_ends_the_engine(command, tmp_path, ending, code, seconds):
-    scene = str(tmp_path / "scene.tif")
-    process = subprocess.Popen(**command("adapt", MINUTES=5))
+@contextmanager
+def running(line, begun, folder):
+    """Run qgis_process until the engine works; give it, and end what it leaves."""
+    process = subprocess.Popen(**line)
     try:
-        begun = tmp_path / ".map.tif.earthgate"
-        assert wait_for(begun.is_dir, PATIENCE_S)
-        assert engines(scene)
-
-        process.send_signal(ending)
-
-        assert wait_for(lambda: not engines(scene), seconds)
-        assert process.wait(PATIENCE_S) == code
-        assert made(tmp_path) == set()
+        assert wait_for(lambda: any(folder.glob(begun)), PATIENCE_S)
+        assert engines(folder)
+        yield process
     finally:
         process.kill()
         process.communicate()
-        for pid in engines(scene):
+        for pid in engines(folder):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["adapt", "map", "vectorize"])
+def test_ctrl_c_ends_the_engine_and_fails(command, name, outputs, tmp_path):
+    given, begun = {
+        "adapt": ({"MINUTES": 5}, ".map.tif.earthgate"),
+        "map": ({}, ".map.tif.earthgate/**/*.cell"),
+        "vectorize": ({"OUTPUT": tmp_path / "map.gpkg"}, ".map.gpkg.earthgate"),
+    }[name]
+    if name != "adapt":  # which takes its time
+        magnify(outputs.map if name == "vectorize" else outputs.scene, tmp_path / "scene.tif")
+
+    with running(command(name, **given), begun, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+
+        assert wait_for(lambda: not engines(tmp_path), CANCEL_S)
+        assert process.wait(PATIENCE_S) == 1
+        assert made(tmp_path) == set()
+
+
+def test_the_engine_does_not_outlive_a_killed_qgis_process(command, tmp_path):
+    line = command("adapt", MINUTES=5)
+
+    with running(line, ".map.tif.earthgate", tmp_path) as process:
+        process.terminate()
+
+        assert process.wait(PATIENCE_S) == -signal.SIGTERM
+        assert wait_for(lambda: not engines(tmp_path), CANCEL_S + UNLOADING_S)
+        assert {name for name in made(tmp_path) if not name.startswith(".")} == set()
 
 
 def test_a_refusal_is_a_failure(command, tmp_path):

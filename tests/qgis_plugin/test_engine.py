@@ -13,7 +13,9 @@ from earthgate_qgis.engine import (
     find_engine,
     query_engine,
     run_engine,
+    understood,
 )
+from earthgate_qgis.process import locked
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
 ADVICE = "look at the log, and press Test in Settings > Options > earthgate."
@@ -199,13 +201,35 @@ def test_two_hundred_megabytes_of_output_fill_neither_memory_nor_log(line):
     assert sum(map(len, heard.log)) < 200_000
 
 
-def test_many_short_lines_leave_one_remark_in_the_log():
+@pytest.mark.parametrize(
+    ("program", "most"),
+    [
+        ('print("x\\n" * 5000, flush=True)', 200),
+        ('print(\'{"event": "log", "message": "x"}\\n\' * 5000, flush=True)', 2000),
+    ],
+)
+def test_many_short_lines_leave_one_remark_in_the_log(program, most):
     heard = Heard()
 
-    run('print("x\\n" * 5000, flush=True); say("result")', heard)
+    run(f'{program}; say("result")', heard)
 
-    assert len(heard.log) == 201
-    assert heard.log[-1] == "(further lines that are not events are left out)"
+    assert len(heard.log) == most + 1
+    assert heard.log[-1] == "(further lines are left out)"
+
+
+def test_a_long_message_is_cut():
+    heard = Heard()
+
+    run('say("log", message="x" * 3_000_000); say("result")', heard)
+
+    assert heard.log == ["x" * 500]
+
+
+@pytest.mark.parametrize("facts", ["message=None", "message=None, problems=3"])
+def test_an_error_that_says_nothing_is_a_crash(facts):
+    told = failure(f'say("error", code=2, {facts}); sys.exit(2)')
+
+    assert told == f"The engine stopped with exit code 2; {ADVICE}"
 
 
 @posix
@@ -245,18 +269,42 @@ def test_cancelling_lets_the_engine_clean_up(tmp_path):
 
 
 def test_cancelling_removes_what_the_engine_keeps_to_go_on(tmp_path):
-    kept, foreign = tmp_path / ".m.tif.earthgate", tmp_path / ".other.tif.earthgate"
-    for folder in (kept, foreign):
+    foreign = tmp_path / ".other.tif.earthgate"
+    for folder in (tmp_path / ".m.tif.earthgate", tmp_path / ".m_conf.tif.earthgate", foreign):
         (folder / "strips").mkdir(parents=True)
 
     with pytest.raises(EngineCancelled):
         run(
             'say("log", message="go"); time.sleep(60)',
             Heard(cancel_at="go"),
-            ["map", "--dst", str(tmp_path / "m.tif")],
+            ["map", "--dst", str(tmp_path / "m.tif"), "--confidence"],
         )
 
     assert list(tmp_path.iterdir()) == [foreign]
+
+
+@pytest.mark.parametrize("name", ["m.tif", "."])
+def test_cancelling_is_no_error_whatever_lies_beside_the_output(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".m.tif.earthgate" / "lock").mkdir(parents=True)  # not to be opened as a file
+
+    with pytest.raises(EngineCancelled):
+        run('say("log", message="go"); time.sleep(60)', Heard("go"), ["map", "--dst", name])
+
+
+def test_cancelling_leaves_alone_what_another_run_holds(tmp_path):
+    held = tmp_path / ".m.tif.earthgate"
+    held.mkdir()
+
+    with locked(held / "lock") as is_ours, pytest.raises(EngineCancelled):
+        run(
+            'say("log", message="go"); time.sleep(60)',
+            Heard("go"),
+            ["map", "--dst", str(tmp_path / "m.tif")],
+        )
+
+    assert is_ours
+    assert (held / "lock").exists()
 
 
 @posix
@@ -298,6 +346,25 @@ def test_a_query_that_takes_too_long_is_ended():
         query_engine([], command=engine("sleeper(); time.sleep(60)"), timeout_s=0.2)
 
 
+def test_a_query_that_is_cancelled_is_ended():
+    began = time.monotonic()
+
+    with pytest.raises(EngineCancelled):
+        query_engine([], command=engine("time.sleep(60)"), is_cancelled=lambda: True)
+
+    assert time.monotonic() - began < 2
+
+
+def test_a_document_of_another_version_is_told_in_a_sentence():
+    with pytest.raises(EngineError) as caught, understood():
+        {}["classes"]
+
+    assert str(caught.value) == (
+        "The engine's answer does not fit this plugin (KeyError: 'classes'); install the engine "
+        "of the plugin's version in Settings > Options > earthgate."
+    )
+
+
 def test_the_environment_is_cleaned_of_qgis_and_keeps_the_network():
     foreign = [
         *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PROJ_LIB", "GDAL_DATA", "QGIS_PREFIX_PATH"),
@@ -332,6 +399,7 @@ def test_the_variable_beats_the_setting_and_both_beat_the_path(tmp_path):
     ]
     assert find_engine(f" {python} ", environ) == [str(python), "-m", "earthgate_cli"]
     assert find_engine("", environ) == [str(on_path)]
+    assert find_engine(f'"{python}"', {**environ, "EARTHGATE_EXECUTABLE": " "})[0] == str(python)
 
 
 def test_a_choice_that_is_no_program_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,23 @@ def test_a_wheel_is_installed_found_and_kept_until_a_newer_one(tmp_path, place):
     assert [each.name for each in install_folder(place).iterdir() if each.is_dir()] == [
         first.parents[1].name
     ]
+
+
+def test_the_engine_before_stays_because_it_may_run(tmp_path, place, monkeypatch):
+    def make(command, *_):
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+            (Path(command[-1]) / "bin" / "python").touch()
+
+    monkeypatch.setattr("earthgate_qgis.install._run", make)
+    monkeypatch.setattr("earthgate_qgis.install._find_python", lambda _: ["python3"])
+    pythons = [
+        install(wheel(tmp_path / version, version=version), place)[0]
+        for version in ("9.7", "9.8", "9.9")
+    ]
+
+    assert installed_python(place) == pythons[2]
+    assert [python.exists() for python in pythons] == [False, True, True]
 
 
 def test_cancelling_leaves_nothing_installed(tmp_path, place):

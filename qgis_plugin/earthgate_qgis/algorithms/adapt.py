@@ -18,7 +18,7 @@ from qgis.core import (
     QgsProcessingParameterNumber,
 )
 
-from earthgate_qgis.algorithms.base import Parameters, SceneAlgorithm
+from earthgate_qgis.algorithms.base import Parameters, SceneAlgorithm, opened
 from earthgate_qgis.layers import LayerError
 
 
@@ -82,8 +82,7 @@ class AdaptAlgorithm(SceneAlgorithm):
             LayerError: As the sentence says.
         """
         super().check(parameters, context)
-        has_labels = self.parameterAsSource(parameters, "LABELS", context) is not None
-        if self._field(parameters, context) and not has_labels:
+        if self._field(parameters, context) and not parameters.get("LABELS"):
             raise LayerError("A field with the class is given without labels; choose the labels.")
 
     def arguments(self, parameters: Parameters, context: QgsProcessingContext) -> list[str]:
@@ -93,8 +92,9 @@ class AdaptAlgorithm(SceneAlgorithm):
             LayerError: The scene or the labels cannot be used.
         """
         found = super().arguments(parameters, context)
-        labels = self.parameterAsSource(parameters, "LABELS", context)
-        if labels is not None:
+        if parameters.get("LABELS"):
+            source = self.parameterAsSource(parameters, "LABELS", context)
+            labels = opened(source, parameters, "LABELS")
             chosen = labels.materialize(QgsFeatureRequest())  # the selection, if that was asked
             chosen.setName(labels.sourceName())
             found += self.label_arguments(chosen, self._field(parameters, context))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, Callable, ClassVar
 
 from qgis.core import (
     QgsMapLayer,
@@ -21,14 +22,15 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsProcessingParameterVectorDestination,
+    QgsRasterLayer,
     QgsVectorLayer,
 )
 from qgis.PyQt.QtCore import QCoreApplication, QEventLoop, QThread
 from qgis.PyQt.QtGui import QIcon
 
 from earthgate_qgis import settings
-from earthgate_qgis.engine import EngineError, run_engine
-from earthgate_qgis.layers import LayerError, file_of, write_labels
+from earthgate_qgis.engine import EngineError, output_files, run_engine, understood
+from earthgate_qgis.layers import LayerError, crs_to_assume, file_of, refuse_unsaved, write_labels
 
 _ICON = str(Path(__file__).parents[1] / "icon.svg")
 _BANDS = re.compile(r"\s*\w+\s*=\s*\d+\s*(,\s*\w+\s*=\s*\d+\s*)*")
@@ -52,6 +54,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def __init__(self) -> None:
         super().__init__()
         self._arguments: list[str] = []
+        self._copies: dict[str, str] = {}
         self._folder: TemporaryDirectory[str] | None = None
 
     def arguments(self, parameters: Parameters, context: QgsProcessingContext) -> list[str]:
@@ -117,7 +120,17 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         Raises:
             LayerError: As the sentence says.
         """
-        file_of(self.parameterAsRasterLayer(parameters, self.RASTER, context))
+        file_of(self.raster(parameters, context))
+
+    def raster(self, parameters: Parameters, context: QgsProcessingContext) -> QgsRasterLayer:
+        """Return the raster that is read.
+
+        Raises:
+            LayerError: It does not open.
+        """
+        return opened(
+            self.parameterAsRasterLayer(parameters, self.RASTER, context), parameters, self.RASTER
+        )
 
     def prepareAlgorithm(
         self,
@@ -127,7 +140,10 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     ) -> bool:
         """Read the layers, in the main thread, to which they belong."""
         try:
+            self.check(parameters, context)  # a model does not
             self._arguments = self.arguments(parameters, context)
+            if context.project() is not None:
+                refuse_unsaved(context.project(), output_files(self._arguments))
         except LayerError as error:
             self._clean_up()
             raise QgsProcessingException(str(error)) from error
@@ -146,18 +162,28 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             feedback.setProgress(begin + (end - begin) * done / max(total, 1))
 
         try:
-            document = run_engine(
+            document = self._run(feedback, progress)
+            with understood():
+                return self.outputs(document)
+        except EngineError as error:
+            told = str(error)
+            for path, name in self._copies.items():
+                told = told.replace(path, name)
+            raise QgsProcessingException(told) from error
+
+    def _run(
+        self, feedback: QgsProcessingFeedback, progress: Callable[[str, int, int], None]
+    ) -> dict[str, Any]:
+        try:
+            return run_engine(
                 self._arguments,
                 command=settings.command(),
                 on_progress=progress,
                 on_log=feedback.pushInfo,
                 is_cancelled=lambda: _is_cancelled(feedback),
             )
-        except EngineError as error:
-            raise QgsProcessingException(str(error)) from error
         finally:
             self._clean_up()
-        return self.outputs(document)
 
     def folder(self) -> str:
         """Return a folder for what is needed only during the run."""
@@ -167,7 +193,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     def _clean_up(self) -> None:
         if self._folder is not None:
-            self._folder.cleanup()
+            with suppress(OSError):  # Windows: a virus scanner may still read it
+                self._folder.cleanup()
 
     def label_arguments(self, layer: QgsMapLayer, field: str) -> list[str]:
         """Return the options about labels: a raster's file, or a copy of a layer's features.
@@ -185,7 +212,20 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                 f"The labels have the fields {', '.join(known) or '(none)'}, and none of them is "
                 f"{' or '.join(candidates)}; choose the one that holds the class."
             )
-        return ["--labels", write_labels(layer, found[0], self.folder()), "--label-field", found[0]]
+        path = write_labels(layer, found[0], self.folder())
+        self._copies[path] = layer.name()
+        return ["--labels", path, "--label-field", found[0]]
+
+
+def opened(layer: Any, parameters: Parameters, name: str) -> Any:
+    """Return the layer of a parameter.
+
+    Raises:
+        LayerError: It does not open, which QGIS finds out before all but a step of a model.
+    """
+    if layer is None:
+        raise LayerError(f"{name} is {parameters.get(name)}, which does not open; choose another.")
+    return layer
 
 
 def _is_cancelled(feedback: QgsProcessingFeedback) -> bool:
@@ -244,15 +284,23 @@ class SceneAlgorithm(EngineAlgorithm):
         """Return the command and its options.
 
         Raises:
-            LayerError: The scene is no file.
+            LayerError: The scene is no file, or nothing says its reference system.
         """
-        scene = file_of(self.parameterAsRasterLayer(parameters, "SCENE", context))
+        scene = self.raster(parameters, context)
         map_path = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
+        confidence = Path(map_path).with_name(f"{Path(map_path).stem}_conf.tif")
+        if confidence.exists() and not Path(map_path).exists():
+            raise LayerError(
+                f"{confidence} exists, and the confidence of the map would replace it; give the "
+                "map another name."
+            )
         # Processing asks before it replaces a file; the engine need not.
-        found = [self.NAME, "--src", scene, "--dst", map_path, "--confidence", "--overwrite"]
+        found = [self.NAME, "--src", file_of(scene), "--dst", map_path]
+        found += ["--confidence", "--overwrite"]
         for option, value in (
             ("--model", self.parameterAsString(parameters, "MODEL", context)),
             ("--bands", self.parameterAsString(parameters, "BANDS", context)),
+            ("--assume-crs", crs_to_assume(scene)),
             ("--vector", self.parameterAsOutputLayer(parameters, "VECTORS", context)),
         ):
             found += [option, value.strip()] if value.strip() else []

@@ -14,7 +14,7 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
 )
 
-from earthgate_qgis.algorithms.base import EngineAlgorithm, Parameters
+from earthgate_qgis.algorithms.base import EngineAlgorithm, Parameters, opened
 from earthgate_qgis.layers import file_of
 
 _SCORES = {
@@ -63,8 +63,8 @@ class EvaluateAlgorithm(EngineAlgorithm):
         Raises:
             LayerError: The map or the known classes cannot be used.
         """
-        path = file_of(self.parameterAsRasterLayer(parameters, "MAP", context))
-        labels = self.parameterAsLayer(parameters, "LABELS", context)
+        path = file_of(self.raster(parameters, context))
+        labels = opened(self.parameterAsLayer(parameters, "LABELS", context), parameters, "LABELS")
         field = next(iter(self.parameterAsFields(parameters, "LABEL_FIELD", context)), "")
         return ["evaluate", "--map", path, *self.label_arguments(labels, field)]
 

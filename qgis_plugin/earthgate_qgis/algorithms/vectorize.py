@@ -41,7 +41,7 @@ class VectorizeAlgorithm(EngineAlgorithm):
         Raises:
             LayerError: The map is no file.
         """
-        path = file_of(self.parameterAsRasterLayer(parameters, "MAP", context))
+        path = file_of(self.raster(parameters, context))
         polygons = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
         return ["vectorize", "--map", path, "--dst", polygons, "--overwrite"]
 
