@@ -60,6 +60,9 @@ class AdapterRecord:
     policy: str = "gate"
     """What trained beside the head, a value of ``recipe.Policy``."""
 
+    temperature: float = 1.0
+    """What the logits of the head in the file are divided by, so that confidence is right."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:

@@ -37,6 +37,7 @@ RECORD = AdapterRecord(
     steps=3,
     seed=0,
     scene="town",
+    temperature=1.5,
 )
 
 
@@ -190,13 +191,13 @@ def test_settled_modules_that_do_not_fit_are_refused(tmp_path):
     )
 
 
-def test_an_adapter_from_before_there_were_policies_loads(tmp_path):
+def test_an_adapter_from_before_there_were_policies_and_temperatures_loads(tmp_path):
     base = load_model(write_model(tmp_path / "base.safetensors"))
     model, tuner = _adapted(base, Policy.GATE)
     path = tmp_path / "a.safetensors"
     save_adapter(path, base, record=RECORD, toolbox=(tuner.toolbox, tuner.sizes), head=model.head)
     header = {k: v for k, v in read_header(path).items() if k != "kind"}
-    del header["record"]["policy"]
+    del header["record"]["policy"], header["record"]["temperature"]
     for key in ("kinds", "rein_tokens", "rein_rank"):
         del header["toolbox"][key]
     _rewrite(path, metadata={"header": json.dumps(header)})
@@ -206,7 +207,7 @@ def test_an_adapter_from_before_there_were_policies_loads(tmp_path):
 
     with torch.inference_mode():
         assert torch.allclose(loaded.segmenter(images), model(images), atol=1e-5)
-    assert loaded.adapter.policy == "gate"
+    assert (loaded.adapter.policy, loaded.adapter.temperature) == ("gate", 1.0)
 
 
 def test_an_adapter_of_a_closed_gate_is_the_base(tmp_path):

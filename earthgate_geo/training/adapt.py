@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from earthgate_geo.gate import Scores
 from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.models.heads import TemperedHead
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
+from earthgate_geo.training.calibration import calibrate, look
 from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
 from earthgate_geo.training.losses import partial_cross_entropy
@@ -91,7 +93,7 @@ class Adaptation:
     """``adapted`` or ``gate-closed``."""
 
     evidence: Mapping[str, Any]
-    """What the guard saw of both models, JSON values."""
+    """What the guard saw of both models, and the ``calibration`` of an adapted one; JSON values."""
 
     toolbox: tuple[Toolbox, ToolboxConfig] | None
     """The adapted modules, attached to a copy of the model, and their sizes."""
@@ -119,6 +121,12 @@ class Adaptation:
 
     seconds: float
     """Time of everything."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits of the adapted head were divided by; 1 where nothing was calibrated."""
+        calibration = self.evidence["calibration"]
+        return 1.0 if calibration is None else float(calibration["temperature"])
 
 
 def adapt_scene(
@@ -159,15 +167,19 @@ def adapt_scene(
     generator = torch.Generator().manual_seed(options.seed)
     tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
     run_ = _Run(loaded, tiles, options)
-    guard = _guard_tiles(run_, tiles, options)
+    guard, calibrated = _guard_tiles(run_, tiles, options)
     before = guard()
     losses = run_.train(monitor)
     kept, evidence = decide(before, guard())
+    evidence |= {
+        "labels_held_back": tiles.holds_back,
+        "calibration": calibrated() if kept else None,
+    }
     tuner = run_.tuner
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
         decision="adapted" if kept else "gate-closed",
-        evidence=evidence | {"labels_held_back": tiles.holds_back},
+        evidence=evidence,
         toolbox=modules if kept else None,
         head=run_.model.head if kept else None,
         backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
@@ -180,8 +192,10 @@ def adapt_scene(
     )
 
 
-def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Callable[[], Evidence]:
-    """Fix the tiles that both models are compared on; return the comparison."""
+def _guard_tiles(
+    run_: "_Run", tiles: SceneTiles, options: AdaptOptions
+) -> tuple[Callable[[], Evidence], Callable[[], dict[str, Any] | None]]:
+    """Fix the tiles that both models are compared on; return the comparison and a calibration."""
     windows = tiles.held_back_windows()[: options.guard_tiles]
     if tiles.labelled and not windows:  # too few to hold any back
         windows = tiles.labelled_windows(options.guard_tiles)
@@ -189,17 +203,31 @@ def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Call
     batch = tiles.read(windows, held_back=True)
     names = run_.model.config.classes.names
     labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
+    watched = list(zip(batch.images, batch.valid, strict=True))
 
-    def look() -> Evidence:
+    def seen() -> Evidence:
         return gather(
-            run_.logits_on_cpu,
-            list(zip(batch.images, batch.valid, strict=True)),
-            classes=names,
-            replay=run_.held_back,
-            labels=labels,
+            run_.logits_on_cpu, watched, classes=names, replay=run_.held_back, labels=labels
         )
 
-    return look
+    def calibrated() -> dict[str, Any] | None:
+        """Temper the head; tell by what and why. Labels that trained say nothing of that."""
+        head, replay = run_.model.head, None
+        if not isinstance(head, TemperedHead):
+            return None
+        told = labels if tiles.holds_back else None
+        views = look(run_.logits_on_cpu, watched, labels=told)
+        if run_.held_back is not None:
+            images, truth = run_.held_back
+            made = [(image, torch.ones(image.shape[1:]) > 0) for image in images]
+            replay = look(
+                run_.logits_on_cpu, made, labels=KnownLabels(list(truth), range(len(names)))
+            )
+        found = calibrate(views, replay=replay)
+        head.temper(found.temperature)
+        return asdict(found)
+
+    return seen, calibrated
 
 
 class _Run:

@@ -17,6 +17,8 @@ from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
+from earthgate_geo.training.calibration import look
+from earthgate_geo.training.guard import KnownLabels
 from earthgate_geo.training.tiles import SceneTiles, SceneView
 
 SELECTION = Selection(interval=2, images=2)
@@ -88,6 +90,7 @@ def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded)
         return max(float((a - b).abs().max()) for a, b in pairs)
 
     source = loaded.segmenter
+    adaptation.head.temper(1 / adaptation.temperature)  # as it was trained
     share = moved(adaptation.backbone, source.backbone) / moved(adaptation.head, source.head)
     assert share == pytest.approx(0.1, rel=0.01)
     assert adaptation.toolbox is None
@@ -166,6 +169,48 @@ def test_a_closed_gate_hands_back_nothing_that_trained(tmp_path, loaded, policy)
     assert adaptation.head is None
     assert adaptation.backbone is None
     assert adaptation.evidence["against"] == ["the labels fit no better"]
+    assert adaptation.evidence["calibration"] is None
+    assert adaptation.temperature == 1
+
+
+def _learnt(tmp_path, loaded, labels, **changes):
+    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, **changes)
+    with _scene(tmp_path) as scene:
+        return _adapt(loaded, scene, labels=labels(tmp_path, scene), options=options)
+
+
+def test_the_head_that_is_handed_back_is_as_confident_as_the_evidence_says(tmp_path, loaded):
+    adaptation = _learnt(tmp_path, loaded, _labelled)
+
+    calibration = adaptation.evidence["calibration"]
+    assert calibration["basis"] == "labels"
+    assert adaptation.temperature == calibration["temperature"] != 1
+    with _scene(tmp_path) as scene:
+        view = _view(scene, _labelled(tmp_path, scene))
+        tiles = SceneTiles([view], size_px=64, generator=torch.Generator().manual_seed(0))
+        held = tiles.read(tiles.held_back_windows()[:4], held_back=True)
+    loaded.segmenter.head = adaptation.head
+    seen = look(
+        loaded.segmenter,
+        list(zip(held.images, held.valid, strict=True)),
+        labels=KnownLabels(list(held.labels), range(5)),
+    )
+    assert float(seen.confidence().mean()) == pytest.approx(calibration["confidence"], abs=0.01)
+
+
+def _one_place(tmp_path, scene):
+    values = np.full((1, 200, 240), UNKNOWN, np.uint8)
+    values[0, 4:20, 4:40], values[0, 20:36, 4:40] = 0, 3
+    write_raster(tmp_path / "labels.tif", values=values)
+    return open_labels(tmp_path / "labels.tif", scene.grid, CLASSES, LabelOptions())
+
+
+def test_labels_that_trained_do_not_set_the_temperature(tmp_path, loaded):
+    adaptation = _learnt(tmp_path, loaded, _one_place, steps=8)
+
+    assert adaptation.decision == "adapted"
+    assert not adaptation.evidence["labels_held_back"]
+    assert adaptation.evidence["calibration"]["basis"] == "replay"
 
 
 def test_a_scene_smaller_than_a_tile_can_be_adapted_to(tmp_path, loaded):
