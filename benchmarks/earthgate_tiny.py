@@ -35,6 +35,7 @@ from earthgate_geo.model_file import (
     save_model,
 )
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.recipe import Styles
@@ -212,17 +213,34 @@ def _tell(path: Path) -> None:
 @click.argument("trained", type=FILE)
 @click.argument("card", type=FILE)
 @click.option("--replay", type=FILE, required=True, help="Generated tiles, as `pack-made` packs.")
-@click.option("--tiles", default=80, help="How many of them to carry for adaptation.")
-def finish(trained: Path, card: Path, replay: Path, tiles: int) -> None:
-    """Package TRAINED with replay tiles and the JSON CARD as the default model."""
+@click.option("--real", type=FILE, required=True, help="Drone tiles that it was trained on.")
+@click.option("--without", type=click.Choice(PLACES), help="The place that was left out.")
+@click.option("--tiles", default=80, help="How many generated tiles to carry for adaptation.")
+@click.option("--out", type=OUT, default=PACKAGED / f"{DEFAULT_MODEL}.safetensors")
+def finish(  # noqa: PLR0913 - one argument per option
+    trained: Path,
+    card: Path,
+    replay: Path,
+    real: Path,
+    without: str | None,
+    tiles: int,
+    out: Path,
+) -> None:
+    """Package TRAINED with the JSON CARD and what adaptation needs as the default model."""
     with np.load(replay) as packed:
         images, labels = packed["made_images"][:tiles], packed["made_labels"][:tiles]
-    model = load_model(trained).segmenter
-    path = PACKAGED / f"{DEFAULT_MODEL}.safetensors"
+    model, rng = load_model(trained).segmenter, np.random.default_rng(0)
+    pools = _real_pools(real, without)
     save_model(
-        path, model, card=json.loads(card.read_text()), replay=Replay(images=images, labels=labels)
+        out,
+        model,
+        card=json.loads(card.read_text(encoding="utf-8")),
+        replay=Replay(images=images, labels=labels),
+        statistics=FeatureStatistics.gather(
+            model, (pool.sample(8, rng) for _ in range(4) for pool in pools)
+        ),
     )
-    _tell(path)
+    _tell(out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from earthgate_geo.page import (
 
 Table = list[dict[str, Any]]
 
+_AS_IT_COMES = {"order": None, "gamma": 1.0}
 _MOVED = 0.01
 """Least change of a class's share that is worth a word."""
 
@@ -48,6 +49,9 @@ def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
     if decision != "adapted":
         reasons = " and ".join(evidence["against"])
         return f"Gate closed, the source model is kept: {reasons}."
+    if evidence["against"]:
+        reasons = " and ".join(evidence["against"])
+        return f"Adapted: {_shown(evidence['view'])}. What was trained is refused: {reasons}."
     if after["label_miou"] is not None:
         kept = (
             " kept out of training" if evidence["labels_held_back"] else ", all of which trained,"
@@ -93,15 +97,29 @@ def comparison(evidence: Mapping[str, Any], names: Sequence[str]) -> Table:
 def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     """Return what one must know to read the comparison, in sentences."""
     calibrated = _calibrated(evidence["calibration"])
-    if decision != "adapted":
+    if decision != "adapted" or evidence["against"]:
         calibrated = "Confidence is the source model's own, not calibrated."
+    shown = []
+    if decision == "adapted" and evidence["view"] and evidence["view"]["view"] != _AS_IT_COMES:
+        shown = [f"{_shown(evidence['view']).capitalize()}."]
     if evidence["source"]["label_miou"] is None or evidence["labels_held_back"]:
-        return [calibrated]
+        return [*shown, calibrated]
     few = (
         "The labels lie in too few places to keep any out of training: the guard saw those that "
         "trained, and cannot tell learning from memorising."
     )
-    return [few, calibrated]
+    return [*shown, few, calibrated]
+
+
+def _shown(choice: Mapping[str, Any]) -> str:
+    """Say how the scene is shown to the network."""
+    order, gamma = choice["view"]["order"], choice["view"]["gamma"]
+    bands = order and f"its bands in the order {', '.join(str(band + 1) for band in order)}"
+    tones = gamma != 1 and f"{'darker' if gamma > 1 else 'brighter'} tones (gamma {gamma:g})"
+    return (
+        f"the network sees the scene with {' and '.join(filter(None, (bands, tones)))}, which is "
+        f"{choice['before'] / choice['after']:.1f} times closer to its training images"
+    )
 
 
 def _calibrated(found: Mapping[str, Any] | None) -> str:

@@ -38,6 +38,7 @@ EVIDENCE = {
     "adapted": SEEN | {"agreement": 0.91, "confidence": 0.9, "shares": (0.15, 0.85)},
     "against": [],
     "labels_held_back": False,
+    "view": None,
     "calibration": CALIBRATION,
 }
 LABELLED = EVIDENCE | {

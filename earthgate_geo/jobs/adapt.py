@@ -167,6 +167,7 @@ def _adaptation(
         scene=_names(jobs),
         policy=request.policy,
         temperature=adaptation.temperature,
+        view=adaptation.view,
     )
     model_file.save_adapter(
         path,

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from earthgate_geo.gate import Scores
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.models.heads import TemperedHead
+from earthgate_geo.models.view import View
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
+from earthgate_geo.training.alignment import ViewChoice, choose_view
 from earthgate_geo.training.calibration import calibrate, look
-from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
+from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, share_shift
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
 from earthgate_geo.training.losses import partial_cross_entropy
 from earthgate_geo.training.selftrain import (
@@ -36,6 +38,9 @@ from earthgate_geo.training.tiles import SceneTiles, SceneView, TileBatch
 
 DEFAULT_STEPS = 160
 """Steps that take about 3 minutes on 2 CPU cores with the default model."""
+
+_LOOKED_AT = 8
+"""Tiles behind the choice of a view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,9 @@ class AdaptOptions:
     guard_tiles: int = 16
     """Tiles that the guard looks at."""
 
+    guarded: bool = True
+    """Whether the guard may refuse; what it saw is told in any case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
@@ -103,6 +111,9 @@ class Adaptation:
 
     backbone: nn.Module | None
     """The adapted backbone, where the policy trains it."""
+
+    view: View
+    """How the scene is shown to the network; the default behind a closed gate, too."""
 
     slots: tuple[Slot, ...]
     """Slots that were open at some time."""
@@ -138,12 +149,13 @@ def adapt_scene(
 ) -> Adaptation:
     """Adapt a model to a scene, or once to several of a sensor, without labels or with theirs.
 
-    By default the backbone stays frozen. Every 50 steps the gate scores all modules by Fisher
-    information on single images of the scene and opens a quarter of them; other policies train
-    something else. What is open and the head train on pseudo-labels of an averaged teacher,
-    mixed with generated replay tiles, and on labels where there are any. At the end a guard
-    compares both models on tiles drawn apart. Several scenes give tiles by their area, and the
-    guard looks at each; labels of some decide for all.
+    First the scene's bands and tones are shown to the network as it is used to see them, if that
+    is clearly closer to its training images. By default the backbone stays frozen. Every 50
+    steps the gate scores all modules by Fisher information on single images of the scene and
+    opens a quarter of them; other policies train something else. What is open and the head train
+    on pseudo-labels of an averaged teacher, mixed with generated replay tiles, and on labels
+    where there are any. At the end a guard compares both models on tiles drawn apart. Several
+    scenes give tiles by their area, and the guard looks at each; labels of some decide for all.
 
     Source:
         CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
@@ -168,18 +180,30 @@ def adapt_scene(
     tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
     run_ = _Run(loaded, tiles, options)
     guard, calibrated = _guard_tiles(run_, tiles, options)
-    before = guard()
+    source = guard()
+    run_.align()
+    view = run_.model.view
+    before = source if view == View() else guard()
     losses = run_.train(monitor)
-    kept, evidence = decide(before, guard())
-    evidence |= {
+    after = guard()
+    reasons = against(before, after)
+    kept = not (reasons and options.guarded)
+    shown = after if kept or view == View() else before
+    evidence = {
+        "source": asdict(source),
+        "adapted": asdict(shown),
+        "share_shift": share_shift(source, shown),
+        "against": reasons,
+        "view": run_.choice and run_.choice.to_json(),
         "labels_held_back": tiles.holds_back,
         "calibration": calibrated() if kept else None,
     }
     tuner = run_.tuner
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
-        decision="adapted" if kept else "gate-closed",
+        decision="adapted" if kept or view != View() else "gate-closed",
         evidence=evidence,
+        view=view,
         toolbox=modules if kept else None,
         head=run_.model.head if kept else None,
         backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
@@ -255,7 +279,19 @@ class _Run:
         self.named_values = sorted(tiles.named)
         classes = range(len(self.model.config.classes))
         self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
-        look = tiles.draw(options.guard_tiles)
+        self.choice: ViewChoice | None = None
+        self._statistics = loaded.statistics
+
+    def align(self) -> None:
+        """Choose how the scene is shown, and hold to the shares that the source model then sees."""
+        look = self.tiles.draw(self.options.guard_tiles)
+        if self._statistics is not None:
+            self.choice = choose_view(self.model, self._statistics, look.images[:_LOOKED_AT])
+            self.model.view = self.choice.view
+            if self.replay is not None and self.held_back is not None:
+                self.replay.view = self.choice.view
+                images, labels = self.held_back
+                self.held_back = self.choice.view.undone(images), labels
         seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in look.images])
         self._align = Alignment(shares(seen, look.valid))
 

@@ -42,6 +42,11 @@ class TilePool:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def sample(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Return random whole tiles as they are, float32 (count, 3, row, col) in 0..1."""
+        chosen = torch.from_numpy(rng.integers(len(self), size=count))
+        return self._images[chosen].contiguous().float() / 255
+
     def crop(
         self, crop_px: int, rng: np.random.Generator, *, gsd_m: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:

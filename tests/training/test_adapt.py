@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from affine import Affine
 from networks import write_model
@@ -13,6 +14,8 @@ from earthgate_geo.data.synthetic import CLASSES
 from earthgate_geo.errors import CancelledError
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.model_file import load_model
+from earthgate_geo.models.statistics import FeatureStatistics
+from earthgate_geo.models.view import View
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
@@ -211,6 +214,56 @@ def test_labels_that_trained_do_not_set_the_temperature(tmp_path, loaded):
     assert adaptation.decision == "adapted"
     assert not adaptation.evidence["labels_held_back"]
     assert adaptation.evidence["calibration"]["basis"] == "replay"
+
+
+def _seen_before(tmp_path, loaded):
+    """Return a scene whose bands differ, and the model with statistics of such scenes."""
+    skewed = np.random.default_rng(0).random((3, 200, 240)) ** np.array([4, 1, 0.25])[:, None, None]
+    path = tmp_path / "skewed.tif"
+    write_raster(path, values=(255 * skewed).astype(np.uint8))
+    images = torch.from_numpy(skewed[None]).float()
+    return path, replace(loaded, statistics=FeatureStatistics.gather(loaded.segmenter, [images]))
+
+
+def test_a_scene_like_the_training_images_is_shown_as_it_comes(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+
+    with open_scene(path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    assert adaptation.view == View()
+    assert adaptation.evidence["view"]["view"] == View().to_json()
+
+
+def test_what_is_trained_may_be_refused_and_the_view_kept(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+    with rasterio.open(path) as raster:
+        write_raster(path, values=raster.read()[::-1])
+
+    with open_scene(path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    assert adaptation.view == View(order=(2, 1, 0))
+    assert adaptation.decision == "adapted"
+    assert adaptation.evidence["against"]
+    assert (adaptation.toolbox, adaptation.head, adaptation.backbone) == (None, None, None)
+    assert adaptation.temperature == 1.0
+    before, after = (adaptation.evidence[model] for model in ("source", "adapted"))
+    assert before["shares"] != after["shares"]
+    assert before["replay_miou"] == after["replay_miou"]  # they are shown as they were
+    assert loaded.segmenter.view == View()
+
+
+def test_without_the_guard_all_that_was_trained_is_kept(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        refused, kept = (
+            _adapt(loaded, scene, options=replace(OPTIONS, guarded=guarded))
+            for guarded in (True, False)
+        )
+
+    assert (refused.decision, kept.decision) == ("gate-closed", "adapted")
+    assert refused.evidence["against"] == kept.evidence["against"] != []
+    assert (refused.head, kept.head is None) == (None, False)
 
 
 def test_a_scene_smaller_than_a_tile_can_be_adapted_to(tmp_path, loaded):
