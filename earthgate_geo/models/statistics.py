@@ -71,9 +71,9 @@ class FeatureStatistics:
 
 @torch.no_grad()
 def _moments(model: Segmenter, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    scaled = model.scaled(images)
-    levels = [scaled, *model.backbone(scaled)[:_LEVELS]]
+    scaled = model.scaled(images.to(model.mean.device))
+    levels = [level.float() for level in (scaled, *model.backbone(scaled)[:_LEVELS])]
     return (
-        [level.float().mean((0, 2, 3)) for level in levels],
-        [level.float().square().mean((0, 2, 3)) for level in levels],
+        [level.mean((0, 2, 3)).cpu() for level in levels],
+        [level.square().mean((0, 2, 3)).cpu() for level in levels],
     )
