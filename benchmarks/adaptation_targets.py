@@ -1,28 +1,26 @@
-"""The scenes that adaptation is measured on, and how a network is scored there."""
+"""The scenes that adaptation is measured on: places, other sensors there, a city, two towns."""
 
 import csv
-import json
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
-import torch
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
-from rasterio.windows import Window
 from scipy import ndimage
-from torch.nn import functional
 
 from earthgate_geo.data.labels import LabelLayer, LabelOptions, open_labels
-from earthgate_geo.data.sampling import TopDownSampler
-from earthgate_geo.data.scenes import NetworkInput, SceneDataset, plan_tiles
-from earthgate_geo.metrics import OTHER, UNKNOWN, Confusion
+from earthgate_geo.data.scenes import SceneDataset, plan_tiles
+from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.segmenter import SegmenterConfig
+from earthgate_geo.raster.grid import Grid
 from earthgate_geo.raster.read import open_scene
-from earthgate_geo.training.loop import fast_arithmetic
 from earthgate_geo.training.tiles import SceneView
 
 PLACES = ("zanzibar_tz", "kampala_ug", "catanduanes_ph")
@@ -31,6 +29,9 @@ ENOUGH = 0.1
 """Least share of buildings in a crop."""
 
 Pixels = NDArray[np.uint8]
+Booleans = NDArray[np.bool_]
+Place = dict[str, Any]
+"""The ``crs`` and ``transform`` of a raster."""
 
 
 @dataclass(frozen=True)
@@ -112,27 +113,20 @@ def prepare(data: Path, towns: Path, work: Path) -> None:
             rasterio.open(data / "scenes" / f"{place}_truth.tif") as truth,
         ):
             image, valid = scene.read((1, 2, 3)), scene.dataset_mask() > 0
-            labels, profile = truth.read(1), {"crs": scene.crs, "transform": scene.transform}
-        _write(work / place, image, labels, valid=valid, **profile)
+            labels, place_of = truth.read(1), {"crs": scene.crs, "transform": scene.transform}
+        _write(work / place, image, labels, place_of, valid=valid)
         row, col = _full_crop(labels)
         cut = np.s_[row : row + CROP_PX, col : col + CROP_PX]
-        at = profile["transform"] @ rasterio.Affine.translation(col, row)
+        at = place_of["transform"] @ rasterio.Affine.translation(col, row)
         for name, shift in SENSORS.items():
             shown = shift(image[:, *cut])
             scale = CROP_PX // shown.shape[-1]
-            place_of = {"crs": profile["crs"], "transform": at @ rasterio.Affine.scale(scale)}
-            known = labels[cut][::scale, ::scale]
-            _write(work / f"{place}.{name}", shown, known, **place_of)
+            scaled = place_of | {"transform": at @ rasterio.Affine.scale(scale)}
+            _write(work / f"{place}.{name}", shown, labels[cut][::scale, ::scale], scaled)
     for town in ("town_rgb", "town_irrg"):
-        with (
-            rasterio.open(towns / f"{town}.tif") as scene,
-            rasterio.open(towns / f"{town}_truth.tif") as truth,
-        ):
-            _halves(
-                work / town, truth.read(1), nodata=255, crs=truth.crs, transform=truth.transform
-            )
-            profile = scene.profile | {"driver": "GTiff"}
-            (work / f"{town}.tif").write_bytes((towns / f"{town}.tif").read_bytes())
+        with rasterio.open(towns / f"{town}_truth.tif") as truth:
+            _halves(work / town, truth.read(1), {"crs": truth.crs, "transform": truth.transform})
+        shutil.copy(towns / f"{town}.tif", work)
     for number in range(1, 9):
         _city(data / "dubai_mbrsc", f"tile{number}", work / f"dubai.{number}")
 
@@ -157,7 +151,7 @@ def _city(folder: Path, domain: str, stem: Path) -> None:
         place = np.s_[top : top + image.shape[1], left : left + image.shape[2]]
         canvas[:, *place], truth[place], valid[place] = image, label, True
     grid = {"crs": "EPSG:32640", "transform": from_origin(3e5, 2.8e6, 0.5, 0.5)}
-    _write(stem, canvas, truth, valid=valid, **grid)
+    _write(stem, canvas, truth, grid, valid=valid)
 
 
 def _full_crop(labels: Pixels) -> tuple[int, int]:
@@ -176,7 +170,9 @@ def _full_crop(labels: Pixels) -> tuple[int, int]:
     return max(found)[1:]
 
 
-def _write(stem: Path, image: Pixels, truth: Pixels, *, valid=None, **grid) -> None:
+def _write(
+    stem: Path, image: Pixels, truth: Pixels, grid: Place, *, valid: Booleans | None = None
+) -> None:
     bands, rows, cols = image.shape
     stem.parent.mkdir(parents=True, exist_ok=True)
     kind = {"driver": "GTiff", "count": bands, "height": rows, "width": cols, "dtype": "uint8"}
@@ -186,10 +182,10 @@ def _write(stem: Path, image: Pixels, truth: Pixels, *, valid=None, **grid) -> N
         made.write(image)
         if valid is not None:
             made.write_mask(valid)
-    _halves(stem, truth, nodata=255, **grid)
+    _halves(stem, truth, grid)
 
 
-def _halves(stem: Path, truth: Pixels, **grid) -> None:
+def _halves(stem: Path, truth: Pixels, grid: Place) -> None:
     """Write the truth, and a board of squares of it for the oracle, the others for scores."""
     rows, cols = np.indices(truth.shape) // BLOCK_PX
     black = (rows + cols) % 2 == 0
@@ -197,21 +193,42 @@ def _halves(stem: Path, truth: Pixels, **grid) -> None:
     parts = {"truth": np.ones_like(black), "learn": black, "score": ~black}
     for name, part in parts.items():
         path = stem.with_name(f"{stem.name}.{name}.tif")
-        with rasterio.open(path, "w", **kind, dtype="uint8", compress="deflate", **grid) as made:
+        with rasterio.open(
+            path, "w", **kind, dtype="uint8", nodata=255, compress="deflate", **grid
+        ) as made:
             made.write(np.where(part, truth, UNKNOWN).astype(np.uint8), 1)
+
+
+def ten_polygons(target: Target, work: Path, *, seed: int) -> Path:
+    """Draw ten squares of 12 px, each inside of one class, the classes in turn.
+
+    They lie where the oracle learns, and are what a person digitises in a few minutes.
+    """
+    with rasterio.open(work / f"{target.name}.learn.tif") as raster:
+        truth, profile = raster.read(1), raster.profile
+    chosen, rng = np.full_like(truth, UNKNOWN), np.random.default_rng(seed)
+    pure = {
+        int(value): np.argwhere(ndimage.binary_erosion(truth == value, iterations=6))
+        for value in np.unique(truth[truth != UNKNOWN])
+    }
+    pure = {value: places for value, places in pure.items() if len(places)}
+    for value in islice(cycle(pure), 10):
+        row, col = pure[value][rng.integers(len(pure[value]))]
+        chosen[row - 6 : row + 6, col - 6 : col + 6] = value
+    path = work / f"{target.name}.ten{seed}.tif"
+    with rasterio.open(path, "w", **profile) as made:
+        made.write(chosen, 1)
+    return path
 
 
 @contextmanager
 def opened(
-    target: Target, work: Path, config: SegmenterConfig, *, labels: str | None = None
+    target: Target, work: Path, config: SegmenterConfig, *, labels: Path | None = None
 ) -> Iterator[SceneView]:
-    """Open a target as a network of ``config`` sees it, with the labels of a part if wanted."""
-    with ExitStack() as stack:
-        scene = stack.enter_context(open_scene(work / f"{target.name}.tif"))
+    """Open a target as a network of ``config`` sees it, with labels if wanted."""
+    with open_scene(work / f"{target.name}.tif") as scene:
         bands = scene.choose_bands(config.bands)
-        known = None
-        if labels is not None:
-            known = truth_of(target, work, config, scene.grid, part=labels)
+        known = None if labels is None else codes_of(labels, target, config, scene.grid)
         yield SceneView(
             dataset=SceneDataset(scene, bands=bands, labels=known),
             plan=plan_tiles(
@@ -225,69 +242,12 @@ def opened(
         )
 
 
-def truth_of(target, work, config, grid, *, part: str) -> LabelLayer:
-    """Open the truth of a target, or a part of it."""
-    path = work / f"{target.name}.{part}.tif"
+def part(target: Target, work: Path, name: str) -> Path:
+    """Return the file of a part of the truth: ``truth``, ``learn`` or ``score``."""
+    return work / f"{target.name}.{name}.tif"
+
+
+def codes_of(path: Path, target: Target, config: SegmenterConfig, grid: Grid) -> LabelLayer:
+    """Open labels in the codes of a target."""
     codes = dict(pair.split("=") for pair in target.codes.split(",")) if target.codes else None
     return open_labels(str(path), grid, config.classes, LabelOptions(label_map=codes))
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a network does on the squares of a target that no oracle learns from."""
-
-    miou: float
-    """Per cent, over the classes that the truth names and the rest as one."""
-
-    iou: dict[str, float]
-    """Per cent, by class."""
-
-    ece: float
-    """Expected calibration error of what is named, in per cent."""
-
-
-def score(network, view: SceneView, truth: LabelLayer, names: tuple[str, ...]) -> Score:
-    """Score a network tile by tile, without overlap."""
-    prepare_ = NetworkInput(view.radiometry, view.plan.network)
-    data = SceneDataset(view.dataset.scene, bands=view.dataset.bands, transforms=prepare_)
-    named = sorted(truth.named)
-    rest = len(named)
-    shown = (*(names[value] for value in named), "other")
-    whole = len(named) == len(names)
-    codes = np.full(256, UNKNOWN, np.uint8)
-    codes[: len(names)] = rest
-    codes[named] = range(rest)
-    codes[OTHER] = UNKNOWN if whole else rest
-    confusion = Confusion(shown)
-    bins = np.zeros((3, 15))
-    keep = torch.zeros(rest + 1, len(names))
-    for value in range(len(names)):
-        keep[codes[value], value] = 1
-    for query in TopDownSampler(data, view.plan.tile, view.plan.tile):
-        sample = data[query]
-        known = truth.read(sample["window"])
-        known[~sample["valid"].numpy()] = UNKNOWN
-        if (known == UNKNOWN).all():
-            continue
-        with torch.inference_mode(), fast_arithmetic(torch.device("cpu")):
-            logits = network(sample["image"][None]).float()
-        if logits.shape[-2:] != known.shape:
-            logits = functional.interpolate(logits, known.shape, mode="bilinear")
-        probabilities = torch.einsum("oc,chw->ohw", keep, torch.softmax(logits, 1)[0])
-        certainty, found = (x.numpy() for x in probabilities.max(0))
-        # What counts is the most likely class of the network, not the sum over the rest.
-        found = codes[logits[0].argmax(0).numpy()]
-        certainty = np.take_along_axis(probabilities.numpy(), found[None].astype(int), 0)[0]
-        wanted = codes[known]
-        confusion.add(wanted, found)
-        seen = wanted != UNKNOWN
-        place = np.minimum((certainty[seen] * 15).astype(int), 14)
-        for row, weight in enumerate((None, certainty[seen], (found == wanted)[seen])):
-            bins[row] += np.bincount(place, weight, minlength=15)
-    iou = dict(zip(shown, 100 * confusion.iou(), strict=True))
-    ece = 100 * np.abs(bins[1] - bins[2]).sum() / bins[0].sum()
-    return Score(100 * confusion.mean_iou(), {k: float(v) for k, v in iou.items()}, float(ece))
-
-
-if __name__ == "__main__":
-    print(json.dumps([t.name for t in targets()]))
