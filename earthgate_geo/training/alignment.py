@@ -13,7 +13,7 @@ from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.models.view import View
 
 _GAMMAS = (0.5, 0.71, 1.41, 2.0)
-_BETTER_REVERSED, _BETTER_ORDER, _BETTER_TONE = 0.6, 0.3, 0.75
+_BETTER_REVERSED, _BETTER_ORDER, _BETTER_TONE = 0.6, 0.3, 0.65
 """Share of the distance that may be left. Places differ, too, and a wrong order ruins a map; files
 of blue, green, red are common, other orders are not."""
 
