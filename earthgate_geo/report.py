@@ -21,7 +21,6 @@ from earthgate_geo.page import (
 
 Table = list[dict[str, Any]]
 
-_AS_IT_COMES = {"order": None, "gamma": 1.0}
 _MOVED = 0.01
 """Least change of a class's share that is worth a word."""
 
@@ -100,7 +99,7 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     if decision != "adapted" or evidence["against"]:
         calibrated = "Confidence is the source model's own, not calibrated."
     shown = []
-    if decision == "adapted" and evidence["view"] and evidence["view"]["view"] != _AS_IT_COMES:
+    if decision == "adapted" and evidence["view"] and evidence["view"]["used"]:
         shown = [f"{_shown(evidence['view']).capitalize()}."]
     if evidence["source"]["label_miou"] is None or evidence["labels_held_back"]:
         return [*shown, calibrated]

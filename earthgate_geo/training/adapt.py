@@ -182,8 +182,11 @@ def adapt_scene(
     guard, calibrated = _guard_tiles(run_, tiles, options)
     source = guard()
     run_.align()
+    before = source if run_.model.view == View() else guard()
+    if (before.label_miou or 0) < (source.label_miou or 0):  # labels know better
+        run_.show(View())
+        before = source
     view = run_.model.view
-    before = source if view == View() else guard()
     losses = run_.train(monitor)
     after = guard()
     reasons = against(before, after)
@@ -194,7 +197,7 @@ def adapt_scene(
         "adapted": asdict(shown),
         "share_shift": share_shift(source, shown),
         "against": reasons,
-        "view": run_.choice and run_.choice.to_json(),
+        "view": run_.choice and run_.choice.to_json() | {"used": view != View()},
         "labels_held_back": tiles.holds_back,
         "calibration": calibrated() if kept else None,
     }
@@ -274,6 +277,7 @@ class _Run:
             self.replay, self.held_back = ReplaySource.split(
                 loaded.replay, size_px=options.tile_px, held_back=options.guard_tiles
             )
+        self._set_aside = self.held_back
         self.rng = np.random.default_rng(options.seed)
         self._average = WeightAverage(self.tuner.parameters, decay=0.99)
         self.named_values = sorted(tiles.named)
@@ -283,17 +287,22 @@ class _Run:
         self._statistics = loaded.statistics
 
     def align(self) -> None:
-        """Choose how the scene is shown, and hold to the shares that the source model then sees."""
-        look = self.tiles.draw(self.options.guard_tiles)
+        """Choose how the scene is shown, by what the source model knows of its images."""
+        self._look = self.tiles.draw(self.options.guard_tiles)
         if self._statistics is not None:
-            self.choice = choose_view(self.model, self._statistics, look.images[:_LOOKED_AT])
-            self.model.view = self.choice.view
-            if self.replay is not None and self.held_back is not None:
-                self.replay.view = self.choice.view
-                images, labels = self.held_back
-                self.held_back = self.choice.view.undone(images), labels
-        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in look.images])
-        self._align = Alignment(shares(seen, look.valid))
+            images = self._look.images[:_LOOKED_AT]
+            self.choice = choose_view(self.model, self._statistics, images)
+        self.show(self.choice.view if self.choice else View())
+
+    def show(self, view: View) -> None:
+        """Show the scene so from now on, and hold to the shares that the source model then sees."""
+        self.model.view = view
+        if self.replay is not None and self._set_aside is not None:
+            self.replay.view = view
+            images, labels = self._set_aside
+            self.held_back = view.undone(images), labels
+        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in self._look.images])
+        self._align = Alignment(shares(seen, self._look.valid))
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, row, col) to float logits."""

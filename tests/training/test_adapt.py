@@ -17,6 +17,7 @@ from earthgate_geo.model_file import load_model
 from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.models.view import View
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.grid import Window
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
@@ -252,6 +253,30 @@ def test_what_is_trained_may_be_refused_and_the_view_kept(tmp_path, loaded):
     assert before["shares"] != after["shares"]
     assert before["replay_miou"] == after["replay_miou"]  # they are shown as they were
     assert loaded.segmenter.view == View()
+
+
+def test_labels_know_better_than_statistics(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+    with rasterio.open(path) as raster:
+        write_raster(path, values=raster.read()[::-1])
+    with open_scene(path) as scene:
+        plain = _maps(loaded, scene)
+        write_raster(tmp_path / "truth.tif", values=plain)  # what the source model says is right
+        labels = open_labels(tmp_path / "truth.tif", scene.grid, CLASSES, LabelOptions())
+        adaptation = _adapt(loaded, scene, labels=labels)
+
+    assert adaptation.evidence["view"]["view"]["order"] == [2, 1, 0]
+    assert not adaptation.evidence["view"]["used"]
+    assert adaptation.view == View()
+    assert adaptation.decision == "gate-closed"
+
+
+def _maps(loaded, scene):
+    pixels = scene.read(Window(0, 0, scene.grid.size), (1, 2, 3))
+    image = scene.radiometry((1, 2, 3)).scale(pixels.values)
+    with torch.inference_mode():
+        logits = loaded.segmenter(torch.from_numpy(image)[None].float())
+    return logits[0].argmax(0).numpy().astype(np.uint8)[None]
 
 
 def test_without_the_guard_all_that_was_trained_is_kept(tmp_path, loaded):
