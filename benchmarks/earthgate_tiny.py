@@ -4,42 +4,55 @@ Every step is a command; `benchmarks/earthgate_tiny.md` holds those that were ru
 
     python benchmarks/earthgate_tiny.py pack-real DATA real.npz
     python benchmarks/earthgate_tiny.py pack-made made.npz
+    python benchmarks/earthgate_tiny.py pretrain first.safetensors --made made.npz --real real.npz
     python benchmarks/earthgate_tiny.py train out.safetensors --made made.npz --real real.npz
-    python benchmarks/earthgate_tiny.py finish out.safetensors card.json
+    python benchmarks/earthgate_tiny.py finish out.safetensors card.json --replay replay.npz
 
 DATA holds the folders `fair_buildings` and `scenes`: drone tiles of three places with building
-footprints. `--without PLACE` leaves one place out, for honest figures on that place.
+footprints. `--without PLACE` leaves one place out, for honest figures on that place. `--start` goes
+on from the model of another stage; with `--state FILE` a training that was killed goes on where it
+was when it is started again. Only `pack-real` and `pack-made` read rasters or generate scenes: the
+other commands run where neither rasterio nor TorchGeo is installed.
 """
 
-import csv
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import rasterio
 import torch
 
 from earthgate_geo.data.replay import Replay
-from earthgate_geo.data.synthetic import (
-    CLASSES,
-    Rendering,
-    View,
-    draw_sensor,
-    draw_town,
-    random_tile,
-    render,
+from earthgate_geo.data.style import StyleInjector
+from earthgate_geo.model_file import (
+    DEFAULT_MODEL,
+    PACKAGED,
+    file_digest,
+    load_model,
+    save_model,
 )
-from earthgate_geo.metrics import OTHER, UNKNOWN
-from earthgate_geo.model_file import DEFAULT_MODEL, PACKAGED, load_model, save_model
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.monitor import SilentMonitor
-from earthgate_geo.raster.grid import Size
-from earthgate_geo.training.source import SourceOptions, TilePool, load_pool, train_source
+from earthgate_geo.raster.classes import ClassTable, LandClass
+from earthgate_geo.recipe import Styles
+from earthgate_geo.style_file import load_bank
+from earthgate_geo.training.crops import TilePool
+from earthgate_geo.training.source import (
+    Setup,
+    SourceOptions,
+    load_pool,
+    pretrain_source,
+    train_source,
+)
 
-TILE_PX = 256
 PLACES = ("zanzibar_tz", "kampala_ug", "catanduanes_ph")
+MADE_SHARE, REAL_SHARE = 0.35, 0.65
+FILE = click.Path(exists=True, path_type=Path)
+OUT = click.Path(path_type=Path)
 
 
 class Printer(SilentMonitor):
@@ -57,147 +70,177 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("data", type=FILE)
+@click.argument("out", type=OUT)
 def pack_real(data: Path, out: Path) -> None:
     """Pack the drone tiles and scenes of DATA into one array file."""
-    images, labels, places = [], [], []
-    for place in PLACES:
-        tiles = [*_fair_tiles(data / "fair_buildings", place), *_scene_tiles(data, place)]
-        stacked = np.stack([image for image, _ in tiles])
-        low, high = np.percentile(stacked[:, :, ::4, ::4], (1, 99), axis=(0, 2, 3))
-        scale = np.clip((stacked - low[:, None, None]) / (high - low)[:, None, None], 0, 1)
-        images.append((scale * 255).round().astype(np.uint8))
-        labels.append(np.stack([label for _, label in tiles]))
-        places += [place] * len(tiles)
-        print(place, len(tiles), "tiles, percentiles", low, high)
-    np.savez(
-        out,
-        real_images=np.concatenate(images),
-        real_labels=np.concatenate(labels),
-        real_places=np.array(places),
+    from earthgate_tiny_tiles import real_tiles  # noqa: PLC0415 - it reads rasters
+
+    np.savez(out, **real_tiles(data, PLACES))
+    _tell(out)
+
+
+@main.command()
+@click.argument("out", type=OUT)
+@click.option("--tiles", default=1000, help="Of each seed.")
+@click.option("--seed", "seeds", multiple=True, default=(1,), type=int)
+@click.option("--infrared", default=0.0, help="Share that is infrared, red and green for certain.")
+@click.option("--gsd", "gsd_m", default=(0.07, 0.6), type=(float, float), help="Range in metres.")
+def pack_made(
+    out: Path, tiles: int, seeds: tuple[int, ...], infrared: float, gsd_m: tuple[float, float]
+) -> None:
+    """Pack generated tiles into one array file."""
+    from earthgate_tiny_tiles import made_tiles  # noqa: PLC0415 - it draws with rasterio
+
+    parts = [made_tiles(tiles, seed, infrared=infrared, gsd_m=gsd_m) for seed in seeds]
+    arrays = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in ("made_images", "made_labels", "made_gsd_m")
+    }
+    np.savez(out, **arrays, classes=parts[0]["classes"])
+    _tell(out)
+
+
+def training(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that both stages share."""
+    options = [
+        click.argument("out", type=OUT),
+        click.option("--made", type=FILE, multiple=True, help="Generated tiles."),
+        click.option("--real", type=FILE, help="Drone tiles."),
+        click.option("--without", type=click.Choice(PLACES), help="A place to leave out."),
+        click.option("--start", type=FILE, help="Model to go on from."),
+        click.option("--state", type=OUT, help="File from which a killed run goes on."),
+        click.option("--steps", default=1000),
+        click.option("--batch", default=16),
+        click.option("--crop", "crop_px", default=192),
+        click.option("--gsd", "gsd_m", default=(0.05, 1.0), type=(float, float)),
+        click.option("--learning-rate", default=1e-3),
+        click.option("--seed", default=0),
+        click.option("--device", default="cpu"),
+        click.option("--threads", default=0, help="That cut crops ahead."),
+    ]
+    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+@main.command()
+@training
+def pretrain(**given: Any) -> None:
+    """Train the backbone to paint what is hidden of tiles, without labels; write a model file."""
+    run = Run(given)
+    run.finish(
+        pretrain_source(run.model, run.pools, run.options, monitor=Printer(), setup=run.setup)
     )
 
 
-def _fair_tiles(folder: Path, place: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    with (folder / "manifest.csv").open() as manifest:
-        rows = [row for row in csv.DictReader(manifest) if row["domain"] == place]
-    tiles = []
-    for row in rows:
-        with rasterio.open(folder / row["image"]) as source:
-            image = source.read((1, 2, 3))
-        with rasterio.open(folder / row["label"]) as source:
-            tiles.append((image, _codes(source.read(1))))
-    return tiles
-
-
-def _scene_tiles(data: Path, place: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    tiles = []
-    with (
-        rasterio.open(data / "scenes" / f"{place}_scene.tif") as scene,
-        rasterio.open(data / "scenes" / f"{place}_truth.tif") as truth,
-    ):
-        for row in range(0, scene.height - TILE_PX + 1, TILE_PX):
-            for col in range(0, scene.width - TILE_PX + 1, TILE_PX):
-                window = rasterio.windows.Window(col, row, TILE_PX, TILE_PX)
-                if scene.dataset_mask(window=window).mean() > 0.95 * 255:
-                    label = _codes(truth.read(1, window=window))
-                    tiles.append((scene.read((1, 2, 3), window=window), label))
-    return tiles
-
-
-def _codes(mask: np.ndarray) -> np.ndarray:
-    """Turn 1 = building, 0 = anything else, 255 = unknown into class values."""
-    return np.choose(np.minimum(mask, 2), [OTHER, 0, UNKNOWN]).astype(np.uint8)
-
-
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tiles", default=3000)
-@click.option("--seed", default=0)
-@click.option("--infrared", is_flag=True, help="Every sensor sees infrared, red and green.")
-def pack_made(out: Path, tiles: int, seed: int, *, infrared: bool) -> None:
-    """Pack generated tiles into one array file."""
-    images, labels = _made_tiles(tiles, seed, infrared=infrared)
-    np.savez(out, made_images=images, made_labels=labels)
-
-
-def _made_tiles(tiles: int, seed: int, *, infrared: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    images = np.empty((tiles, 3, TILE_PX, TILE_PX), np.uint8)
-    labels = np.empty((tiles, TILE_PX, TILE_PX), np.uint8)
-    for index in range(tiles):
-        made = _infrared_tile(rng) if infrared else random_tile(rng, TILE_PX)
-        low, high = np.percentile(made.image, (1, 99), axis=(1, 2))
-        scale = (made.image - low[:, None, None]) / np.maximum(high - low, 1)[:, None, None]
-        images[index] = (np.clip(scale, 0, 1) * 255).round()
-        labels[index] = made.labels
-    return images, labels
-
-
-def _infrared_tile(rng: np.random.Generator) -> Rendering:
-    gsd_m = float(np.exp(rng.uniform(*np.log((0.07, 0.6)))))
-    plan = draw_town(int(rng.integers(2**31)), TILE_PX * gsd_m)
-    sensor = replace(draw_sensor(rng, gsd_m=gsd_m), bands=("nir", "red", "green"))
-    return render(plan, sensor, rng, view=View(x_m=0, y_m=0, size=Size(TILE_PX, TILE_PX)))
-
-
-@main.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--made", type=click.Path(exists=True, path_type=Path), multiple=True)
-@click.option("--real", type=click.Path(exists=True, path_type=Path))
-@click.option("--without", type=click.Choice(PLACES), help="A place to leave out.")
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Model to go on from.")
-@click.option("--steps", default=1000)
-@click.option("--learning-rate", default=1e-3)
-@click.option("--seed", default=0)
-def train(  # noqa: PLR0913 - one argument per option
-    out: Path,
-    made: tuple[Path, ...],
-    real: Path | None,
-    without: str | None,
-    start: Path | None,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-) -> None:
+@training
+@click.option("--styles", type=FILE, help="Bank of styles to inject into half of each image.")
+def train(styles: Path | None, **given: Any) -> None:
     """Train on generated tiles, drone tiles or both (35 to 65); write a model file."""
-    torch.manual_seed(seed)
-    model = Segmenter(SegmenterConfig(classes=CLASSES))
-    if start is not None:
-        model = load_model(start).segmenter.requires_grad_(True)
-    pools = [load_pool(path, "made", share=0.35 / len(made)) for path in made]
-    pools += _real_pools(real, without) if real else []
-    torch.set_num_threads(1)  # two runs side by side are faster than one run on two cores
-    options = SourceOptions(steps=steps, learning_rate=learning_rate, seed=seed)
-    record = train_source(model, pools, options, monitor=Printer())
-    save_model(out, model, card={"name": out.stem, "without": without, "steps": steps})
-    print(json.dumps(record))
+    run = Run(given)
+    restyle = None
+    if styles is not None:
+        bank = load_bank(styles)
+        restyle = StyleInjector(bank.style(), bank, Styles(strength=0.5, styled=0.5))
+    run.finish(
+        train_source(
+            run.model,
+            run.pools,
+            run.options,
+            monitor=Printer(),
+            setup=run.setup,
+            restyle=restyle,
+        )
+    )
+
+
+class Run:
+    """A stage of the training, from its options."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.out, self.without, self.start = given["out"], given["without"], given["start"]
+        self.setup = Setup(**{k: given[k] for k in ("state", "device", "threads")})
+        names = ("steps", "batch", "crop_px", "gsd_m", "learning_rate", "seed")
+        self.options = SourceOptions(**{name: given[name] for name in names})
+        made, real = given["made"], given["real"]
+        self.pools = [load_pool(path, "made", share=MADE_SHARE / len(made)) for path in made]
+        self.pools += _real_pools(real, self.without) if real else []
+        self.packed = [*made, *([real] if real else [])]
+        torch.manual_seed(self.options.seed)
+        torch.set_num_threads(1)  # two runs side by side are faster than one run on two cores
+        if self.start is None:
+            self.model = Segmenter(SegmenterConfig(classes=_classes(self.packed[0])))
+        else:
+            self.model = load_model(self.start).segmenter.requires_grad_(True)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write the model; print what it was made of, its digest and the losses."""
+        card = {
+            "name": self.out.stem,
+            "without": self.without,
+            "steps": self.options.steps,
+            "seed": self.options.seed,
+            "data": {path.name: file_digest(path) for path in self.packed},
+            "start": self.start and file_digest(self.start),
+        }
+        # In full: what a later stage goes on from shall lose nothing.
+        save_model(self.out, self.model.cpu(), card=card, dtype=torch.float32)
+        print(json.dumps(card | record))
+        _tell(self.out)
+
+
+def _classes(packed: Path) -> ClassTable:
+    with np.load(packed) as arrays:
+        entries = json.loads(str(arrays["classes"]))
+    return ClassTable(tuple(LandClass(**entry) for entry in entries))
 
 
 def _real_pools(real: Path, without: str | None) -> list[TilePool]:
     """Return one pool per place, so that a large place does not drown the others."""
     with np.load(real) as packed:
-        images, labels = packed["real_images"], packed["real_labels"]
+        arrays = [packed[f"real_{name}"] for name in ("images", "labels", "gsd_m")]
         places = packed["real_places"]
     kept = [place for place in PLACES if place != without]
-    return [TilePool(images[places == p], labels[places == p], 0.65 / len(kept)) for p in kept]
+    share = REAL_SHARE / len(kept)
+    return [TilePool(*(array[places == place] for array in arrays), share=share) for place in kept]
+
+
+def _tell(path: Path) -> None:
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {file_digest(path)}", flush=True)
 
 
 @main.command()
-@click.argument("trained", type=click.Path(exists=True, path_type=Path))
-@click.argument("card", type=click.Path(exists=True, path_type=Path))
-@click.option("--tiles", default=80, help="Generated tiles to carry for adaptation.")
-@click.option("--seed", default=2)
-def finish(trained: Path, card: Path, tiles: int, seed: int) -> None:
-    """Package TRAINED with replay tiles and the JSON CARD as the default model."""
-    images, labels = _made_tiles(tiles, seed)
-    replay = Replay(images=images, labels=labels)
-    model = Segmenter(SegmenterConfig(classes=CLASSES))
-    model.load_state_dict(load_model(trained).segmenter.state_dict())
-    path = PACKAGED / f"{DEFAULT_MODEL}.safetensors"
-    digest = save_model(path, model, card=json.loads(card.read_text()), replay=replay)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {digest}")
+@click.argument("trained", type=FILE)
+@click.argument("card", type=FILE)
+@click.option("--replay", type=FILE, required=True, help="Generated tiles, as `pack-made` packs.")
+@click.option("--real", type=FILE, required=True, help="Drone tiles that it was trained on.")
+@click.option("--without", type=click.Choice(PLACES), help="The place that was left out.")
+@click.option("--tiles", default=80, help="How many generated tiles to carry for adaptation.")
+@click.option("--out", type=OUT, default=PACKAGED / f"{DEFAULT_MODEL}.safetensors")
+def finish(  # noqa: PLR0913 - one argument per option
+    trained: Path,
+    card: Path,
+    replay: Path,
+    real: Path,
+    without: str | None,
+    tiles: int,
+    out: Path,
+) -> None:
+    """Package TRAINED with the JSON CARD and what adaptation needs as the default model."""
+    with np.load(replay) as packed:
+        images, labels = packed["made_images"][:tiles], packed["made_labels"][:tiles]
+    model, rng = load_model(trained).segmenter, np.random.default_rng(0)
+    pools = _real_pools(real, without)
+    save_model(
+        out,
+        model,
+        card=json.loads(card.read_text(encoding="utf-8")),
+        replay=Replay(images=images, labels=labels),
+        statistics=FeatureStatistics.gather(
+            model, (pool.sample(8, rng) for _ in range(4) for pool in pools)
+        ),
+    )
+    _tell(out)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def adapt_all(data: Path, work: Path, *, jobs: int) -> None:
     def one(run: Run) -> None:
         model, scored = work / f"{run.name}.safetensors", work / f"{run.name}.adapted.tif"
         told = {"--model": model, "--seed": run.seed, "--dst": scored}
+        told["--out"] = work / f"{run.name}.adapter.safetensors"
         options = [part for pair in told.items() for part in pair]
         adapted = earthgate("adapt", "--src", scene(data, run.place), *options, "--overwrite")
         keep(work / f"{run.name}.adapted.json", data, run, scored, {"adapt": adapted})

@@ -8,7 +8,7 @@ digest. Pickles are never opened.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.errors import InputError, ModelFileError, StorageError
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
+from earthgate_geo.models.statistics import FeatureStatistics
+from earthgate_geo.models.view import View
 from earthgate_geo.toolbox.attach import Settled, attach, fold, restore
 from earthgate_geo.toolbox.base import Toolbox, ToolboxConfig
 
@@ -27,6 +29,7 @@ FORMAT_VERSION = 1
 DEFAULT_MODEL = "earthgate-tiny"
 PACKAGED = Path(__file__).parent / "weights"
 _NETWORK, _HEAD, _BACKBONE, _TOOLBOX = "network.", "head.", "backbone.", "toolbox."
+_STATISTICS = "statistics."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,12 @@ class AdapterRecord:
     policy: str = "gate"
     """What trained beside the head, a value of ``recipe.Policy``."""
 
+    temperature: float = 1.0
+    """What the logits of the head in the file are divided by, so that confidence is right."""
+
+    view: View = field(default_factory=View)
+    """How the scene is shown to the network."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -80,6 +89,9 @@ class LoadedModel:
     replay: Replay | None
     """Generated tiles for adaptation without source data."""
 
+    statistics: FeatureStatistics | None = None
+    """What its training images look like to its first layers."""
+
     adapter: AdapterRecord | None = None
     """Set where an adapter file was loaded."""
 
@@ -99,6 +111,7 @@ def save_model(
     *,
     card: Mapping[str, Any],
     replay: Replay | None = None,
+    statistics: FeatureStatistics | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> str:
     """Write a model file and return its digest.
@@ -110,6 +123,7 @@ def save_model(
             there, holds the ``recipe``, ``policy``, ``slots``, ``scores`` and
             ``trained_parameters`` of the training.
         replay: Tiles for adaptation without source data.
+        statistics: Of the images that it was trained on.
         dtype: Of the weights in the file.
 
     Raises:
@@ -124,6 +138,8 @@ def save_model(
         header["settled"] = [modules.to_json() for modules in segmenter.settled]
     if replay is not None:
         tensors["replay"], header["replay_lengths"] = replay.pack()
+    if statistics is not None:
+        tensors |= {_STATISTICS + key: value for key, value in statistics.tensors().items()}
     return _write(path, tensors, "model", header)
 
 
@@ -192,6 +208,7 @@ def load_model(source: str | Path | None = None, *, folders: Sequence[Path] = ()
             if "replay" in tensors
             else None
         ),
+        statistics=_statistics(tensors),
     )
 
 
@@ -343,7 +360,7 @@ def _load_adapter(
 ) -> LoadedModel:
     base = load_model(_find_base(path, header, folders))
     try:
-        record = AdapterRecord(**{**header["record"], "slots": tuple(header["record"]["slots"])})
+        record = _record(header["record"])
         config = ToolboxConfig(**header["toolbox"]) if "toolbox" in header else None
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header does not fit ({error})") from error
@@ -353,12 +370,14 @@ def _load_adapter(
             _load_state(path, module, tensors, prefix)
     if config is not None:
         _load_toolbox(path, segmenter, config, tensors)
+    segmenter.view = record.view
     return LoadedModel(
         segmenter=_frozen(segmenter),
         name=base.name,
         digest=base.digest,
         card=base.card,
         replay=base.replay,
+        statistics=base.statistics,
         adapter=record,
         adapter_digest=file_digest(path),
     )
@@ -374,6 +393,18 @@ def _load_toolbox(
     except (ModelFileError, InputError) as error:
         raise _damaged(path, f"its modules do not fit the base ({error.found})") from error
     fold(toolbox)
+
+
+def _record(document: Mapping[str, Any]) -> AdapterRecord:
+    read = {"slots": tuple(document["slots"]), "view": View.from_json(document.get("view", {}))}
+    return AdapterRecord(**{**document, **read})
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> FeatureStatistics | None:
+    found = {
+        k.removeprefix(_STATISTICS): v for k, v in tensors.items() if k.startswith(_STATISTICS)
+    }
+    return FeatureStatistics.from_tensors(found) if found else None
 
 
 def _find_base(path: Path, header: Mapping[str, Any], folders: Sequence[Path]) -> Path:

@@ -19,12 +19,10 @@ from earthgate_geo.page import (
     write_page,
 )
 
-_MEASURES = {
-    "label_miou": "mean IoU on the labels",
-    "agreement": "pixels that keep their class when turned and in other light",
-    "confidence": "mean certainty",
-    "replay_miou": "mean IoU on generated tiles",
-}
+Table = list[dict[str, Any]]
+
+_MOVED = 0.01
+"""Least change of a class's share that is worth a word."""
 
 
 def write_report(
@@ -50,6 +48,9 @@ def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
     if decision != "adapted":
         reasons = " and ".join(evidence["against"])
         return f"Gate closed, the source model is kept: {reasons}."
+    if evidence["against"]:
+        reasons = " and ".join(evidence["against"])
+        return f"Adapted: {_shown(evidence['view'])}. What was trained is refused: {reasons}."
     if after["label_miou"] is not None:
         kept = (
             " kept out of training" if evidence["labels_held_back"] else ", all of which trained,"
@@ -65,6 +66,101 @@ def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
     )
 
 
+def comparison(evidence: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """Return what the guard saw of both models, for a person.
+
+    Returns:
+        Rows with the ``measure`` in words, and its values ``before`` and ``after``, 0..1; of the
+        confidence after, what it is once calibrated.
+    """
+    before, after = evidence["source"], dict(evidence["adapted"])
+    if evidence["calibration"]:
+        after["confidence"] = evidence["calibration"]["confidence"]
+    kept = "kept out of training" if evidence["labels_held_back"] else "that trained, too"
+    measures = {
+        "label_miou": f"mean IoU on labels {kept}",
+        "agreement": "agrees with itself, turned and in other light",
+        "confidence": "mean confidence",
+        "replay_miou": "mean IoU on generated tiles",
+    }
+    rows = [(words, before[key], after[key]) for key, words in measures.items()]
+    shares = zip(names, before["shares"], after["shares"], strict=True)
+    rows += [(f"share of {name}", *pair) for name, *pair in shares]
+    return [
+        {"measure": words, "before": source, "after": adapted}
+        for words, source, adapted in rows
+        if source is not None and adapted is not None
+    ]
+
+
+def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
+    """Return what one must know to read the comparison, in sentences."""
+    calibrated = _calibrated(evidence["calibration"])
+    if decision != "adapted" or evidence["against"]:
+        calibrated = "Confidence is the source model's own, not calibrated."
+    shown = []
+    if decision == "adapted" and evidence["view"] and evidence["view"]["used"]:
+        shown = [f"{_shown(evidence['view']).capitalize()}."]
+    if evidence["source"]["label_miou"] is None or evidence["labels_held_back"]:
+        return [*shown, calibrated]
+    few = (
+        "The labels lie in too few places to keep any out of training: the guard saw those that "
+        "trained, and cannot tell learning from memorising."
+    )
+    return [*shown, few, calibrated]
+
+
+def _shown(choice: Mapping[str, Any]) -> str:
+    """Say how the scene is shown to the network."""
+    order, gamma = choice["view"]["order"], choice["view"]["gamma"]
+    bands = order and f"its bands in the order {', '.join(str(band + 1) for band in order)}"
+    tones = gamma != 1 and f"{'darker' if gamma > 1 else 'brighter'} tones (gamma {gamma:g})"
+    return (
+        f"the network sees the scene with {' and '.join(filter(None, (bands, tones)))}, which is "
+        f"{choice['before'] / choice['after']:.1f} times closer to its training images"
+    )
+
+
+def _calibrated(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "Confidence is not calibrated: a head of this kind cannot be."
+    by = f"Confidence: logits are divided by {found['temperature']:.2f}, "
+    if found["basis"] == "labels":
+        return (
+            f"{by}the likeliest number on labels kept out of training; expected calibration error "
+            f"there {found['error']:.1%}."
+        )
+    checked = ", corrected on generated tiles," if found["basis"] == "replay" else ""
+    if found["temperature"] == 1:
+        return f"Confidence stays: agreement with itself{checked} does not show it to be too high."
+    return f"{by}for an accuracy of {found['accuracy']:.1%} by agreement with itself{checked[:-1]}."
+
+
+def advice(decision: str, evidence: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return what to do next."""
+    labelled = evidence["source"]["label_miou"] is not None
+    if labelled and not evidence["labels_held_back"]:
+        return "Next: label at least 5 places apart, so that some can be kept to judge by."
+    if labelled:
+        return "Next: look at the map, label places where it is wrong, and adapt again."
+    if decision == "adapted":
+        return (
+            "Next: compare both maps (--report shows them); where the new one is wrong, digitise "
+            "polygons and pass them with --labels."
+        )
+    moved = _moved(evidence, names)
+    of = f", most of all of {moved}," if moved else " of the classes it confuses"
+    return f"Next: digitise about 10 polygons{of} and pass them with --labels."
+
+
+def _moved(evidence: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Name the class that lost most of its share and the one that gained most."""
+    pairs = zip(evidence["source"]["shares"], evidence["adapted"]["shares"], strict=True)
+    change = {name: after - before for name, (before, after) in zip(names, pairs, strict=True)}
+    ends = min(change, key=lambda name: change[name]), max(change, key=lambda name: change[name])
+    return " and ".join(name for name in dict.fromkeys(ends) if abs(change[name]) >= _MOVED)
+
+
 def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> str:
     """Return the page as HTML."""
     decision = escape(document["decision"])
@@ -73,13 +169,13 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]
         section("What the map shows", _classes(document["classes"])),
         section("The gate" if document["scores"] else "What trained", show_trained(document)),
         section("How it went", show_curves(document["curves"])),
-        section("Evidence", _evidence(document["evidence"], document["classes"])),
+        section("Evidence", _evidence(document)),
         section("Provenance", show_facts(document["provenance"])),
         section("Command", f"<pre>{escape(document['command'])}</pre>"),
     ]
     header = (
         f'<span class="badge {decision}">{decision.replace("-", " ")}</span>'
-        f"<p>{escape(document['sentence'])}</p>"
+        f"<p>{escape(document['sentence'])}</p><p>{escape(document['next'])}</p>"
     )
     return whole_page(
         document["scene"], brand="earthgate adaptation", header=header, sections=sections
@@ -100,19 +196,14 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _evidence(evidence: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> str:
+def _evidence(document: Mapping[str, Any]) -> str:
     """Show what the guard saw of both models, measure by measure."""
-    before, after = evidence["source"], evidence["adapted"]
-    rows = [(words, before[key], after[key]) for key, words in _MEASURES.items()]
-    rows += [
-        (f"share of {entry['name']}", *shares)
-        for entry, *shares in zip(classes, before["shares"], after["shares"], strict=True)
-    ]
     body = "".join(
-        f'<tr><th>{escape(words)}</th><td class="number">{source:.1%}</td>'
-        f'<td class="number">{adapted:.1%}</td></tr>'
-        for words, source, adapted in rows
-        if source is not None and adapted is not None
+        f'<tr><th>{escape(row["measure"])}</th><td class="number">{row["before"]:.1%}</td>'
+        f'<td class="number">{row["after"]:.1%}</td></tr>'
+        for row in document["table"]
     )
-    head = '<tr><th></th><th class="number">source</th><th class="number">adapted</th></tr>'
-    return f"<table>{head}{body}</table>"
+    after = "after" if document["decision"] == "adapted" else "refused"
+    head = f'<tr><th></th><th class="number">before</th><th class="number">{after}</th></tr>'
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in document["remarks"])
+    return f"<table>{head}{body}</table>{notes}"

@@ -19,6 +19,8 @@ from earthgate_geo.model_file import (
     save_adapter,
     save_model,
 )
+from earthgate_geo.models.statistics import FeatureStatistics
+from earthgate_geo.models.view import View
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.toolbox.attach import attach, settle
@@ -37,6 +39,7 @@ RECORD = AdapterRecord(
     steps=3,
     seed=0,
     scene="town",
+    temperature=1.5,
 )
 
 
@@ -73,6 +76,31 @@ def test_a_saved_model_loads_bit_for_bit_with_its_card_and_replay(tmp_path):
     assert (loaded.digest, loaded.name) == (digest, "m")
     assert np.array_equal(loaded.replay.labels, replay.labels)
     assert loaded.replay.images.shape == replay.images.shape
+
+
+def test_statistics_of_the_training_images_come_with_the_model(tmp_path):
+    model, path = small_segmenter(), tmp_path / "m.safetensors"
+    statistics = FeatureStatistics.gather(model, [torch.rand(1, 3, 64, 64)])
+
+    save_model(path, model, card={"name": "m"}, statistics=statistics)
+    loaded = load_model(path)
+
+    assert loaded.statistics.distances(statistics) == [0.0, 0.0, 0.0]
+    assert load_model(write_model(tmp_path / "without.safetensors")).statistics is None
+
+
+def test_an_adapter_shows_images_as_its_record_says(tmp_path):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    images = torch.rand(1, 3, 64, 64)
+
+    save_adapter(
+        tmp_path / "a.safetensors", base, record=replace(RECORD, view=View(order=(2, 1, 0)))
+    )
+    loaded = load_model(tmp_path / "a.safetensors")
+
+    with torch.inference_mode():
+        assert torch.equal(loaded.segmenter(images), base.segmenter(images.flip(1)))
+    assert loaded.adapter.view == View(order=(2, 1, 0))
 
 
 def test_the_same_weights_make_the_same_file(tmp_path):
@@ -190,13 +218,13 @@ def test_settled_modules_that_do_not_fit_are_refused(tmp_path):
     )
 
 
-def test_an_adapter_from_before_there_were_policies_loads(tmp_path):
+def test_an_adapter_from_before_there_were_policies_and_temperatures_loads(tmp_path):
     base = load_model(write_model(tmp_path / "base.safetensors"))
     model, tuner = _adapted(base, Policy.GATE)
     path = tmp_path / "a.safetensors"
     save_adapter(path, base, record=RECORD, toolbox=(tuner.toolbox, tuner.sizes), head=model.head)
     header = {k: v for k, v in read_header(path).items() if k != "kind"}
-    del header["record"]["policy"]
+    del header["record"]["policy"], header["record"]["temperature"]
     for key in ("kinds", "rein_tokens", "rein_rank"):
         del header["toolbox"][key]
     _rewrite(path, metadata={"header": json.dumps(header)})
@@ -206,7 +234,7 @@ def test_an_adapter_from_before_there_were_policies_loads(tmp_path):
 
     with torch.inference_mode():
         assert torch.allclose(loaded.segmenter(images), model(images), atol=1e-5)
-    assert loaded.adapter.policy == "gate"
+    assert (loaded.adapter.policy, loaded.adapter.temperature) == ("gate", 1.0)
 
 
 def test_an_adapter_of_a_closed_gate_is_the_base(tmp_path):

@@ -10,7 +10,14 @@ import torch
 from torchvision.io import decode_png
 
 from earthgate_geo.errors import StorageError
-from earthgate_geo.report import decision_sentence, render, write_report
+from earthgate_geo.report import (
+    advice,
+    comparison,
+    decision_sentence,
+    remarks,
+    render,
+    write_report,
+)
 
 SEEN = {
     "agreement": 0.83,
@@ -19,7 +26,30 @@ SEEN = {
     "label_miou": None,
     "shares": (0.25, 0.75),
 }
-EVIDENCE = {"source": SEEN, "adapted": SEEN | {"agreement": 0.91}, "against": []}
+CALIBRATION = {
+    "temperature": 1.618,
+    "basis": "replay",
+    "accuracy": 0.783,
+    "confidence": 0.78,
+    "error": None,
+}
+EVIDENCE = {
+    "source": SEEN,
+    "adapted": SEEN | {"agreement": 0.91, "confidence": 0.9, "shares": (0.15, 0.85)},
+    "against": [],
+    "labels_held_back": False,
+    "view": None,
+    "calibration": CALIBRATION,
+}
+LABELLED = EVIDENCE | {
+    "source": SEEN | {"label_miou": 0.41},
+    "adapted": EVIDENCE["adapted"] | {"label_miou": 0.553},
+}
+HELD_BACK = LABELLED | {
+    "labels_held_back": True,
+    "calibration": CALIBRATION | {"basis": "labels", "error": 0.031},
+}
+NAMES = ("building", "water")
 NASTY = "<script>alert('&')</script>"
 
 
@@ -29,7 +59,9 @@ def document(**changes: Any) -> dict[str, Any]:
         "policy": "gate",
         "decision": "adapted",
         "sentence": "It helps.",
-        "evidence": EVIDENCE,
+        "table": comparison(EVIDENCE, NAMES),
+        "remarks": ["Take care."],
+        "next": "Next: look.",
         "classes": [
             {"name": "building", "color": "#ff0000", "share": 0.25, "hectares": 1234.5},
             {"name": "water", "color": "#0000ff", "share": 0.75, "hectares": 3.0},
@@ -91,6 +123,9 @@ def test_everything_from_outside_is_escaped() -> None:
     nasty = document(
         scene=NASTY,
         sentence=NASTY,
+        table=[{"measure": NASTY, "before": 0.1, "after": 0.2}],
+        remarks=[NASTY],
+        next=NASTY,
         classes=classes,
         curves={NASTY: [1.0, 2.0]},
         provenance={NASTY: {NASTY: NASTY}},
@@ -158,21 +193,131 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert "on labels kept out" not in text
 
 
+def test_the_evidence_is_the_table_under_the_decision_with_its_remarks() -> None:
+    text = render(document(), {})
+    refused = render(document(decision="gate-closed"), {})
+
+    assert (
+        '<tr><th>share of water</th><td class="number">75.0%</td><td class="number">85.0%</td></tr>'
+        '</table><p class="note">Take care.</p>'
+    ) in text
+    assert '<th class="number">before</th><th class="number">after</th>' in text
+    assert '<th class="number">before</th><th class="number">refused</th>' in refused
+    assert "<p>It helps.</p><p>Next: look.</p>" in text
+
+
+def test_the_comparison_has_what_was_measured_and_the_confidence_that_is_shipped() -> None:
+    assert [tuple(row.values()) for row in comparison(EVIDENCE, NAMES)] == [
+        ("agrees with itself, turned and in other light", 0.83, 0.91),
+        ("mean confidence", 0.7, 0.78),
+        ("mean IoU on generated tiles", 0.8, 0.8),
+        ("share of building", 0.25, 0.15),
+        ("share of water", 0.75, 0.85),
+    ]
+    raw = comparison(EVIDENCE | {"calibration": None}, NAMES)
+    assert raw[1] == {"measure": "mean confidence", "before": 0.7, "after": 0.9}
+
+
+def test_the_comparison_says_whether_the_labels_trained() -> None:
+    first = [comparison(evidence, NAMES)[0] for evidence in (LABELLED, HELD_BACK)]
+
+    assert [row["measure"] for row in first] == [
+        "mean IoU on labels that trained, too",
+        "mean IoU on labels kept out of training",
+    ]
+    assert [(row["before"], row["after"]) for row in first] == [(0.41, 0.553)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            (
+                "Confidence: logits are divided by 1.62, for an accuracy of 78.3% by agreement "
+                "with itself, corrected on generated tiles."
+            ),
+        ),
+        (
+            {"basis": "agreement"},
+            (
+                "Confidence: logits are divided by 1.62, for an accuracy of 78.3% by agreement "
+                "with itself."
+            ),
+        ),
+        (
+            {"temperature": 1.0},
+            (
+                "Confidence stays: agreement with itself, corrected on generated tiles, does not "
+                "show it to be too high."
+            ),
+        ),
+        (
+            {"basis": "labels", "error": 0.031},
+            (
+                "Confidence: logits are divided by 1.62, the likeliest number on labels kept "
+                "out of training; expected calibration error there 3.1%."
+            ),
+        ),
+    ],
+)
+def test_the_remarks_say_what_confidence_rests_on(changes, sentence) -> None:
+    evidence = EVIDENCE | {"calibration": CALIBRATION | changes}
+
+    assert remarks("adapted", evidence) == [sentence]
+
+
+def test_the_remarks_say_where_confidence_is_not_calibrated() -> None:
+    raw = EVIDENCE | {"calibration": None}
+
+    assert remarks("adapted", raw) == [
+        "Confidence is not calibrated: a head of this kind cannot be."
+    ]
+    assert remarks("gate-closed", raw) == ["Confidence is the source model's own, not calibrated."]
+
+
+def test_the_remarks_warn_where_the_guard_saw_labels_that_trained() -> None:
+    assert remarks("adapted", LABELLED)[0] == (
+        "The labels lie in too few places to keep any out of training: the guard saw those that "
+        "trained, and cannot tell learning from memorising."
+    )
+    assert len(remarks("adapted", HELD_BACK)) == 1
+
+
+def test_the_advice_follows_from_the_decision_and_the_labels() -> None:
+    still = EVIDENCE | {"adapted": SEEN}
+
+    assert advice("adapted", EVIDENCE, NAMES) == (
+        "Next: compare both maps (--report shows them); where the new one is wrong, digitise "
+        "polygons and pass them with --labels."
+    )
+    assert advice("gate-closed", EVIDENCE, NAMES) == (
+        "Next: digitise about 10 polygons, most of all of building and water, and pass them with "
+        "--labels."
+    )
+    assert advice("gate-closed", still, NAMES) == (
+        "Next: digitise about 10 polygons of the classes it confuses and pass them with --labels."
+    )
+    assert advice("gate-closed", HELD_BACK, NAMES) == (
+        "Next: look at the map, label places where it is wrong, and adapt again."
+    )
+    assert advice("adapted", LABELLED, NAMES) == (
+        "Next: label at least 5 places apart, so that some can be kept to judge by."
+    )
+
+
 def test_the_sentences_name_the_decision_and_its_evidence() -> None:
-    labelled = {
-        "source": {"label_miou": 0.41},
-        "adapted": {"label_miou": 0.553},
-        "against": [],
-        "labels_held_back": True,
-    }
     closed = EVIDENCE | {"against": ["the class shares moved too far", "it rained"]}
 
     assert decision_sentence("adapted", EVIDENCE) == (
         "Adapted: turned and in other light, tiles of the scene now keep the class of 91.0% of "
         "their pixels; with the source model it was 83.0%."
     )
-    assert decision_sentence("adapted", labelled) == (
+    assert decision_sentence("adapted", HELD_BACK) == (
         "Adapted: on labels kept out of training the mean IoU rose from 41.0% to 55.3%."
+    )
+    assert decision_sentence("adapted", LABELLED) == (
+        "Adapted: on labels, all of which trained, the mean IoU rose from 41.0% to 55.3%."
     )
     assert decision_sentence("gate-closed", closed) == (
         "Gate closed, the source model is kept: the class shares moved too far and it rained."

@@ -3,6 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 Document = Mapping[str, Any]
 
 _KINDS = ("spatial", "semantic", "frequency", "rein")
@@ -66,8 +70,11 @@ def batch_lines(document: Document) -> Iterator[str]:
 
 
 def adapt_lines(document: Document) -> Iterator[str]:
-    """Say whether the scene was adapted to, why, and what the map shows."""
+    """Say whether the scene was adapted to, why, what to do next, and what the map shows."""
     yield document["sentence"]
+    yield from _compared(document)
+    yield from document["remarks"]
+    yield document["next"]
     if "scenes" in document:
         yield from _written(document)
         yield from batch_lines(document)
@@ -75,6 +82,21 @@ def adapt_lines(document: Document) -> Iterator[str]:
         yield from map_lines(document)
     else:
         yield from _written(document)
+
+
+def _compared(document: Document) -> Iterator[str]:
+    """Show what the guard saw of both models as a table; plain where nobody looks."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column()
+    table.add_column("before", justify="right")
+    table.add_column("after" if document["decision"] == "adapted" else "refused", justify="right")
+    for row in document["table"]:
+        values = (_percent(row[key]) for key in ("before", "after"))
+        table.add_row(Text(row["measure"]), *values)
+    console = Console(highlight=False)
+    with console.capture() as shown:
+        console.print(table)
+    yield from (line.rstrip() for line in shown.get().splitlines())
 
 
 def vectorize_lines(document: Document) -> Iterator[str]:

@@ -108,7 +108,7 @@ def _adapt(request: AdaptRequest, base: Path, monitor: Monitor, engines: Engines
             # Workers of a cluster load what they map with from its file.
             asked = replace(request, model=str(built["adapter"]), model_folder=base.parent)
             document |= mapped(jobs[0], adapted, asked, built, monitor, engines=engines)
-        document |= documents.about_adaptation(adaptation, request)
+        document |= documents.about_adaptation(jobs[0], adaptation, request)
         document["seconds"] = document.get("seconds", {}) | {
             "adapt": adaptation.seconds,
             "total": time.perf_counter() - started,
@@ -166,6 +166,8 @@ def _adaptation(
         seed=request.seed,
         scene=_names(jobs),
         policy=request.policy,
+        temperature=adaptation.temperature,
+        view=adaptation.view,
     )
     model_file.save_adapter(
         path,

@@ -9,7 +9,7 @@ from typing import Any
 from earthgate_geo import __version__
 from earthgate_geo.jobs.prepare import Job
 from earthgate_geo.model_file import LoadedModel
-from earthgate_geo.report import decision_sentence
+from earthgate_geo.report import advice, comparison, decision_sentence, remarks
 from earthgate_geo.request import AdaptRequest, MapRequest
 from earthgate_geo.toolbox.base import Kind
 from earthgate_geo.training.adapt import Adaptation
@@ -90,13 +90,18 @@ def shares(job: Job, class_pixels: Mapping[str, int]) -> list[Document]:
     ]
 
 
-def about_adaptation(adaptation: Adaptation, request: AdaptRequest) -> Document:
+def about_adaptation(job: Job, adaptation: Adaptation, request: AdaptRequest) -> Document:
     """Return what is told of an adaptation."""
+    decision, evidence, names = adaptation.decision, adaptation.evidence, job.task.classes.names
     return {
         "policy": request.policy,
-        "decision": adaptation.decision,
-        "sentence": decision_sentence(adaptation.decision, adaptation.evidence),
-        "evidence": dict(adaptation.evidence),
+        "decision": decision,
+        "sentence": decision_sentence(decision, evidence),
+        "table": comparison(evidence, names),
+        "remarks": remarks(decision, evidence),
+        "next": advice(decision, evidence, names),
+        "evidence": dict(evidence),
+        "temperature": adaptation.temperature,
         "slots": list(map(str, adaptation.slots)),
         "trained_parameters": adaptation.trained_parameters,
         "steps": adaptation.steps,
@@ -106,7 +111,10 @@ def about_adaptation(adaptation: Adaptation, request: AdaptRequest) -> Document:
 
 def page(document: Document, adaptation: Adaptation, request: AdaptRequest) -> Document:
     """Return what the report needs beyond the result document."""
-    place, training = ("model", "grid", "gsd", "tile_px"), ("policy", "steps", "seed")
+    place, training = (
+        ("model", "grid", "gsd", "tile_px"),
+        ("policy", "steps", "seed", "temperature"),
+    )
     told = (*place, *training, "trained_parameters", "seconds")
     kinds, scores = list(Kind), adaptation.scores.normalised
     places = sorted(scores, key=lambda slot: (kinds.index(slot.kind), slot.layer))

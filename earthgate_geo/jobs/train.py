@@ -15,6 +15,7 @@ from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
 from earthgate_geo.jobs.train_images import find_images, stamp_of, told
 from earthgate_geo.model_file import file_digest, save_model
+from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.monitor import Monitor, SilentMonitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.raster.destination import Destination, publish
@@ -40,6 +41,9 @@ _POINTS = 200
 
 _MEAN_OVER = 50
 """Most steps, at the start and at the end, whose mean loss is told."""
+
+_LOOKED_AT = 16
+"""Steps whose images the statistics of a model's training images are of."""
 
 
 def run_train(request: TrainRequest, monitor: Monitor) -> Document:
@@ -219,7 +223,17 @@ class _Training:
             "start": document["start"] | {"licence": self.start.licence},
             "training": {key: document[key] for key in keys} | {"holdout": document["holdout"]},
         }
-        return save_model(path, model, card=card, replay=self.start.replay)
+        return save_model(
+            path, model, card=card, replay=self.start.replay, statistics=self._statistics()
+        )
+
+    def _statistics(self) -> FeatureStatistics:
+        """Return what the source images look like to the trained network."""
+        steps = self.steps(0, 0, 1)
+        batches = range(min(_LOOKED_AT, self.recipe.steps))
+        return FeatureStatistics.gather(
+            self.start.segmenter, (steps.batch(step)["source"][0] for step in batches)
+        )
 
 
 def _prepared(request: TrainRequest, monitor: Monitor) -> _Training:

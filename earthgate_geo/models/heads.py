@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,23 @@ def default_head(kind: str) -> HeadConfig:
     return HeadConfig(kind=kind, width=256 if kind == "mask2former" else 96)
 
 
+@runtime_checkable
+class TemperedHead(Protocol):
+    """A head whose logits come from linear layers, so that a temperature fits into their weights.
+
+    Mask2Former's do not: its logits are logarithms of sums of probabilities.
+    """
+
+    def temper(self, temperature: float) -> None:
+        """Divide the logits by ``temperature``, for good."""
+
+
+@torch.no_grad()
+def _divide(layer: nn.Module, by: float) -> None:
+    for parameter in layer.parameters():
+        parameter.div_(by)
+
+
 class LinearHead(nn.Module):
     """A linear classifier of every pixel, on all maps at the size of the finest.
 
@@ -82,6 +100,11 @@ class LinearHead(nn.Module):
             for level, norm, classify in zip(maps, self.norms, self.classify, strict=True)
         ]
         return torch.stack([_resize(x, logits[0]) for x in logits]).sum(dim=0)
+
+    def temper(self, temperature: float) -> None:
+        """Divide the logits by ``temperature``, for good."""
+        for classify in self.classify:
+            _divide(classify, temperature)
 
 
 class FpnHead(nn.Module):
@@ -128,6 +151,10 @@ class FpnHead(nn.Module):
             x = side + smooth(side)
         logits: Tensor = self.classify(x)
         return logits
+
+    def temper(self, temperature: float) -> None:
+        """Divide the logits by ``temperature``, for good."""
+        _divide(self.classify[-1], temperature)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

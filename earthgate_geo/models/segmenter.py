@@ -11,6 +11,7 @@ from torch.nn import functional
 from earthgate_geo.errors import InputError
 from earthgate_geo.models.backbone import BackboneConfig, build_backbone, pad_to_patch
 from earthgate_geo.models.heads import HeadConfig, build_head
+from earthgate_geo.models.view import View
 from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.toolbox.attach import Settled
 
@@ -91,10 +92,14 @@ class Segmenter(nn.Module):
     settled: list[Settled]
     """Modules of earlier trainings that are part of the frozen network now."""
 
+    view: View
+    """How images are shown to the network."""
+
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
         self.settled = []
+        self.view = View()
         self.backbone = build_backbone(config.backbone)
         self.head = build_head(config.head, self.backbone.channels, classes=len(config.classes))
         shape = (1, len(config.mean), 1, 1)
@@ -113,7 +118,8 @@ class Segmenter(nn.Module):
 
     def scaled(self, images: Tensor) -> Tensor:
         """Map images (b, c, h, w) in 0..1 to what the backbone sees: normalised, whole patches."""
-        return pad_to_patch((images - self.mean) / self.std, self.backbone.patch_px)
+        shown = self.view(images)
+        return pad_to_patch((shown - self.mean) / self.std, self.backbone.patch_px)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, c, h, w) in 0..1, any size, to logits (b, classes, h, w)."""

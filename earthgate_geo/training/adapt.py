@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from earthgate_geo.gate import Scores
 from earthgate_geo.model_file import LoadedModel
+from earthgate_geo.models.heads import TemperedHead
+from earthgate_geo.models.view import View
 from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
-from earthgate_geo.training.guard import Evidence, KnownLabels, decide, gather
+from earthgate_geo.training.alignment import ViewChoice, choose_view
+from earthgate_geo.training.calibration import calibrate, look
+from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, share_shift
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
 from earthgate_geo.training.losses import partial_cross_entropy
 from earthgate_geo.training.selftrain import (
@@ -34,6 +38,9 @@ from earthgate_geo.training.tiles import SceneTiles, SceneView, TileBatch
 
 DEFAULT_STEPS = 160
 """Steps that take about 3 minutes on 2 CPU cores with the default model."""
+
+_LOOKED_AT = 8
+"""Tiles behind the choice of a view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,9 @@ class AdaptOptions:
     guard_tiles: int = 16
     """Tiles that the guard looks at."""
 
+    guarded: bool = True
+    """Whether the guard may refuse; what it saw is told in any case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
@@ -91,7 +101,7 @@ class Adaptation:
     """``adapted`` or ``gate-closed``."""
 
     evidence: Mapping[str, Any]
-    """What the guard saw of both models, JSON values."""
+    """What the guard saw of both models, and the ``calibration`` of an adapted one; JSON values."""
 
     toolbox: tuple[Toolbox, ToolboxConfig] | None
     """The adapted modules, attached to a copy of the model, and their sizes."""
@@ -101,6 +111,9 @@ class Adaptation:
 
     backbone: nn.Module | None
     """The adapted backbone, where the policy trains it."""
+
+    view: View
+    """How the scene is shown to the network; the default behind a closed gate, too."""
 
     slots: tuple[Slot, ...]
     """Slots that were open at some time."""
@@ -120,6 +133,12 @@ class Adaptation:
     seconds: float
     """Time of everything."""
 
+    @property
+    def temperature(self) -> float:
+        """What the logits of the adapted head were divided by; 1 where nothing was calibrated."""
+        calibration = self.evidence["calibration"]
+        return 1.0 if calibration is None else float(calibration["temperature"])
+
 
 def adapt_scene(
     loaded: LoadedModel,
@@ -130,12 +149,13 @@ def adapt_scene(
 ) -> Adaptation:
     """Adapt a model to a scene, or once to several of a sensor, without labels or with theirs.
 
-    By default the backbone stays frozen. Every 50 steps the gate scores all modules by Fisher
-    information on single images of the scene and opens a quarter of them; other policies train
-    something else. What is open and the head train on pseudo-labels of an averaged teacher,
-    mixed with generated replay tiles, and on labels where there are any. At the end a guard
-    compares both models on tiles drawn apart. Several scenes give tiles by their area, and the
-    guard looks at each; labels of some decide for all.
+    First the scene's bands and tones are shown to the network as it is used to see them, if that
+    is clearly closer to its training images. By default the backbone stays frozen. Every 50
+    steps the gate scores all modules by Fisher information on single images of the scene and
+    opens a quarter of them; other policies train something else. What is open and the head train
+    on pseudo-labels of an averaged teacher, mixed with generated replay tiles, and on labels
+    where there are any. At the end a guard compares both models on tiles drawn apart. Several
+    scenes give tiles by their area, and the guard looks at each; labels of some decide for all.
 
     Source:
         CrossEarth-Gate, arXiv:2511.20302 (modules, scores, choice); DACS, arXiv:2007.08702
@@ -159,15 +179,34 @@ def adapt_scene(
     generator = torch.Generator().manual_seed(options.seed)
     tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
     run_ = _Run(loaded, tiles, options)
-    guard = _guard_tiles(run_, tiles, options)
-    before = guard()
+    guard, calibrated = _guard_tiles(run_, tiles, options)
+    source = guard()
+    run_.align()
+    before = source if run_.model.view == View() else guard()
+    if (before.label_miou or 0) < (source.label_miou or 0):  # labels know better
+        run_.show(View())
+        before = source
+    view = run_.model.view
     losses = run_.train(monitor)
-    kept, evidence = decide(before, guard())
+    after = guard()
+    reasons = against(before, after)
+    kept = not (reasons and options.guarded)
+    shown = after if kept or view == View() else before
+    evidence = {
+        "source": asdict(source),
+        "adapted": asdict(shown),
+        "share_shift": share_shift(source, shown),
+        "against": reasons,
+        "view": run_.choice and run_.choice.to_json() | {"used": view != View()},
+        "labels_held_back": tiles.holds_back,
+        "calibration": calibrated() if kept else None,
+    }
     tuner = run_.tuner
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
-        decision="adapted" if kept else "gate-closed",
-        evidence=evidence | {"labels_held_back": tiles.holds_back},
+        decision="adapted" if kept or view != View() else "gate-closed",
+        evidence=evidence,
+        view=view,
         toolbox=modules if kept else None,
         head=run_.model.head if kept else None,
         backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
@@ -180,8 +219,10 @@ def adapt_scene(
     )
 
 
-def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Callable[[], Evidence]:
-    """Fix the tiles that both models are compared on; return the comparison."""
+def _guard_tiles(
+    run_: "_Run", tiles: SceneTiles, options: AdaptOptions
+) -> tuple[Callable[[], Evidence], Callable[[], dict[str, Any] | None]]:
+    """Fix the tiles that both models are compared on; return the comparison and a calibration."""
     windows = tiles.held_back_windows()[: options.guard_tiles]
     if tiles.labelled and not windows:  # too few to hold any back
         windows = tiles.labelled_windows(options.guard_tiles)
@@ -189,17 +230,31 @@ def _guard_tiles(run_: "_Run", tiles: SceneTiles, options: AdaptOptions) -> Call
     batch = tiles.read(windows, held_back=True)
     names = run_.model.config.classes.names
     labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
+    watched = list(zip(batch.images, batch.valid, strict=True))
 
-    def look() -> Evidence:
+    def seen() -> Evidence:
         return gather(
-            run_.logits_on_cpu,
-            list(zip(batch.images, batch.valid, strict=True)),
-            classes=names,
-            replay=run_.held_back,
-            labels=labels,
+            run_.logits_on_cpu, watched, classes=names, replay=run_.held_back, labels=labels
         )
 
-    return look
+    def calibrated() -> dict[str, Any] | None:
+        """Temper the head; tell by what and why. Labels that trained say nothing of that."""
+        head, replay = run_.model.head, None
+        if not isinstance(head, TemperedHead):
+            return None
+        told = labels if tiles.holds_back else None
+        views = look(run_.logits_on_cpu, watched, labels=told)
+        if run_.held_back is not None:
+            images, truth = run_.held_back
+            made = [(image, torch.ones(image.shape[1:]) > 0) for image in images]
+            replay = look(
+                run_.logits_on_cpu, made, labels=KnownLabels(list(truth), range(len(names)))
+            )
+        found = calibrate(views, replay=replay)
+        head.temper(found.temperature)
+        return asdict(found)
+
+    return seen, calibrated
 
 
 class _Run:
@@ -222,14 +277,32 @@ class _Run:
             self.replay, self.held_back = ReplaySource.split(
                 loaded.replay, size_px=options.tile_px, held_back=options.guard_tiles
             )
+        self._set_aside = self.held_back
         self.rng = np.random.default_rng(options.seed)
         self._average = WeightAverage(self.tuner.parameters, decay=0.99)
         self.named_values = sorted(tiles.named)
         classes = range(len(self.model.config.classes))
         self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
-        look = tiles.draw(options.guard_tiles)
-        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in look.images])
-        self._align = Alignment(shares(seen, look.valid))
+        self.choice: ViewChoice | None = None
+        self._statistics = loaded.statistics
+
+    def align(self) -> None:
+        """Choose how the scene is shown, by what the source model knows of its images."""
+        self._look = self.tiles.draw(self.options.guard_tiles)
+        if self._statistics is not None:
+            images = self._look.images[:_LOOKED_AT]
+            self.choice = choose_view(self.model, self._statistics, images)
+        self.show(self.choice.view if self.choice else View())
+
+    def show(self, view: View) -> None:
+        """Show the scene so from now on, and hold to the shares that the source model then sees."""
+        self.model.view = view
+        if self.replay is not None and self._set_aside is not None:
+            self.replay.view = view
+            images, labels = self._set_aside
+            self.held_back = view.undone(images), labels
+        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in self._look.images])
+        self._align = Alignment(shares(seen, self._look.valid))
 
     def logits(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, row, col) to float logits."""

@@ -1,8 +1,7 @@
 """Is the adapted model better? Evidence from the unlabelled scene, and the decision."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -113,10 +112,10 @@ def _miou(network: Network, replay: tuple[Tensor, Tensor], classes: Sequence[str
     return confusion.mean_iou()
 
 
-def decide(
+def against(
     source: Evidence, adapted: Evidence, *, tolerance: Tolerance | None = None
-) -> tuple[bool, dict[str, Any]]:
-    """Return whether to keep the adapted model, and the evidence with every reason.
+) -> list[str]:
+    """Return what speaks against the adapted model; nothing if it is to be kept.
 
     Labels decide where there are any. Without, the adapted model must be clearly
     steadier than the source model and must have kept what it knew: neither the replay tiles nor
@@ -128,25 +127,20 @@ def decide(
     if source.label_miou is not None and adapted.label_miou is not None:
         if adapted.label_miou <= source.label_miou:
             reasons.append("the labels fit no better")
-    else:
-        if adapted.agreement - source.agreement < limit.agreement_gain:
-            reasons.append("the adapted model agrees hardly more with itself than the source model")
-        if _shift(source, adapted) > limit.share_shift:
-            reasons.append("the class shares moved too far")
-        pairs = zip(source.shares, adapted.shares, strict=True)
-        if any(before >= limit.common and after < before / 2 for before, after in pairs):
-            reasons.append("a class lost more than half of its share")
-        if (source.replay_miou or 0) - (adapted.replay_miou or 0) > limit.replay_drop:
-            reasons.append("the replay tiles are mapped worse")
-    document = {
-        "source": asdict(source),
-        "adapted": asdict(adapted),
-        "share_shift": _shift(source, adapted),
-        "against": reasons,
-    }
-    return not reasons, document
+        return reasons
+    if adapted.agreement - source.agreement < limit.agreement_gain:
+        reasons.append("the adapted model agrees hardly more with itself than the source model")
+    if share_shift(source, adapted) > limit.share_shift:
+        reasons.append("the class shares moved too far")
+    pairs = zip(source.shares, adapted.shares, strict=True)
+    if any(before >= limit.common and after < before / 2 for before, after in pairs):
+        reasons.append("a class lost more than half of its share")
+    if (source.replay_miou or 0) - (adapted.replay_miou or 0) > limit.replay_drop:
+        reasons.append("the replay tiles are mapped worse")
+    return reasons
 
 
-def _shift(source: Evidence, adapted: Evidence) -> float:
+def share_shift(source: Evidence, adapted: Evidence) -> float:
+    """Return half the sum of the absolute changes of the class shares, 0..1."""
     pairs = zip(source.shares, adapted.shares, strict=True)
     return 0.5 * sum(abs(a - b) for a, b in pairs)

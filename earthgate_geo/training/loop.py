@@ -91,6 +91,9 @@ class Schedule:
     seconds: float | None = None
     """Stop early after so many seconds; the steps taken are reported."""
 
+    done: int = 0
+    """Steps that an earlier run took; this one goes on after them."""
+
     def rate(self, step: int) -> float:
         """Return the learning rate of ``step``, counted from 0."""
         warm = max(self.steps // 20, 1)
@@ -107,17 +110,19 @@ def run(
     *,
     schedule: Schedule,
     monitor: Monitor,
+    after_step: Callable[[int, float], None] = lambda _done, _loss: None,
 ) -> list[float]:
     """Take optimiser steps on ``step_loss(step)`` and return the loss of each.
 
-    A group of parameters with a ``share`` takes that share of the schedule's rate.
+    A group of parameters with a ``share`` takes that share of the schedule's rate. ``after_step``
+    is told how many steps are finished, and the loss of the last one.
 
     Raises:
         EarthgateError: The loss is not finite.
         CancelledError: The monitor cancelled.
     """
     started, losses = time.perf_counter(), []
-    for step in range(schedule.steps):
+    for step in range(schedule.done, schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = group.get("share", 1.0) * schedule.rate(step)
         loss = step_loss(step)
@@ -132,6 +137,7 @@ def run(
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         average.update()
+        after_step(step + 1, losses[-1])
         monitor.update(step + 1)
         if schedule.seconds is not None and time.perf_counter() - started > schedule.seconds:
             break

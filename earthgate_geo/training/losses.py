@@ -42,8 +42,7 @@ def task_loss(
         model: The model.
         images: Tensor (batch, channel, height, width) in 0..1.
         labels: Tensor (batch, height, width) of class indices, ``OTHER`` or ``UNKNOWN``.
-        named: Bool tensor (class,), True for classes that the labels name; needed where
-            ``OTHER`` occurs.
+        named: Bool tensor (class,), True for classes that the labels name; all if absent.
         weights: Tensor (batch, height, width), 0 or more per pixel; 1 everywhere if absent.
 
     Returns:
@@ -66,12 +65,25 @@ def head_loss(
         rows, cols = labels.shape[-2:]
         logits = model.logits(maps, covered_px)[..., :rows, :cols]
         return partial_cross_entropy(logits, labels, named=named, weights=weights)
+    labels = informative(labels, named=named)
     rows, cols = covered_px
     missing = (0, cols - labels.shape[-1], 0, rows - labels.shape[-2])
     labels = functional.pad(labels, missing, value=UNKNOWN)
     if weights is not None:
         weights = functional.pad(weights, missing)
     return model.head.set_loss(maps, labels, named=named, weights=weights)
+
+
+def informative(labels: Tensor, *, named: Tensor | None) -> Tensor:
+    """Return labels in which ``OTHER`` is ``UNKNOWN`` if it says nothing: all classes are named.
+
+    Args:
+        labels: Tensor of class indices, ``OTHER`` or ``UNKNOWN``.
+        named: Bool tensor (class,), True for classes that the labels name; all if absent.
+    """
+    if named is not None and not bool(named.all()):
+        return labels
+    return labels.masked_fill(labels == OTHER, UNKNOWN)
 
 
 def partial_cross_entropy(
@@ -81,20 +93,20 @@ def partial_cross_entropy(
 
     A pixel labelled ``OTHER`` counts with the summed probability of all classes that the labels
     do not name, so that a building mask teaches a model of five classes without saying which
-    of the other four a pixel is. Ours; for full labels it is the plain cross entropy.
+    of the other four a pixel is. Where the labels name every class it says nothing. Ours; for
+    full labels it is the plain cross entropy.
 
     Args:
         logits: Tensor (batch, class, height, width).
         labels: Tensor (batch, height, width) of class indices, ``OTHER`` or ``UNKNOWN``.
-        named: Bool tensor (class,), True for classes that the labels name; needed where
-            ``OTHER`` occurs.
+        named: Bool tensor (class,), True for classes that the labels name; all if absent.
         weights: Tensor (batch, height, width), 0 or more per pixel; 1 everywhere if absent.
 
     Returns:
         A scalar, 0 where no pixel is known.
     """
     log_probs = torch.log_softmax(logits.float(), dim=1)
-    classes = logits.shape[1]
+    classes, labels = logits.shape[1], informative(labels, named=named)
     picked = log_probs.gather(1, labels.clamp(max=classes - 1).unsqueeze(1)).squeeze(1)
     if named is not None and not bool(named.all()):
         rest = torch.logsumexp(log_probs[:, ~named], dim=1)

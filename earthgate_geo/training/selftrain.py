@@ -9,6 +9,7 @@ from torch import Tensor
 
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.models.view import View
 from earthgate_geo.training.radiometry import vary_radiometry
 
 
@@ -136,7 +137,11 @@ def class_mix(
 class ReplaySource:
     """Draws labelled tiles from a model's replay set, at the size of the target's tiles."""
 
+    view: View
+    """How the target is shown to the network; the tiles are drawn as the target's sensor has it."""
+
     def __init__(self, replay: Replay, *, size_px: int) -> None:
+        self.view = View()
         self._images = torch.from_numpy(replay.images)
         self._labels = torch.from_numpy(replay.labels.astype(np.int64))
         self._size_px = size_px
@@ -157,7 +162,7 @@ class ReplaySource:
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return ``count`` images in 0..1 and their labels, repeated to fill the tile size."""
         chosen = torch.from_numpy(rng.integers(len(self._images), size=count))
-        images = self._fit(self._images[chosen].float() / 255)
+        images = self.view.undone(self._fit(self._images[chosen].float() / 255))
         return images, self._fit(self._labels[chosen].unsqueeze(1)).squeeze(1)
 
     def _fit(self, tiles: Tensor) -> Tensor:

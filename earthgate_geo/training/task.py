@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from earthgate_geo.errors import EarthgateError, InputError
-from earthgate_geo.metrics import OTHER, UNKNOWN
+from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.segmenter import Segmenter
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Recipe
 from earthgate_geo.training.loop import fast_arithmetic
-from earthgate_geo.training.losses import head_loss
+from earthgate_geo.training.losses import head_loss, informative
 from earthgate_geo.training.multitask import Reconstruction
 from earthgate_geo.training.teacher import Teacher
 
@@ -243,13 +243,11 @@ class SourceTask(LightningModule):
         labels: Tensor,
         weights: Tensor | None = None,
     ) -> Tensor:
-        if self._named is None:
-            labels = labels.masked_fill(labels == OTHER, UNKNOWN)
         loss = head_loss(self.model, features, labels, named=self._named, weights=weights)
         if weights is None:
             return loss
         # It is a mean by weight: unsure pixels would count less among themselves, but no less.
-        known = labels != UNKNOWN
+        known = informative(labels, named=self._named) != UNKNOWN
         return loss * (weights * known).sum() / known.sum().clamp(min=1)
 
     def _styled(self, images: Tensor, step: int) -> Tensor | None:

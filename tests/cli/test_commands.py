@@ -154,12 +154,33 @@ def test_adapt_names_the_decision_first(place, capsys) -> None:
         "Gate closed, the source model is kept: the adapted model agrees hardly more with itself "
         "than the source model."
     )
+    assert [" ".join(line.split()) for line in lines[1:4]] == [
+        "before refused",
+        "agrees with itself, turned and in other light 100.0% 100.0%",
+        "mean confidence 100.0% 100.0%",
+    ]
+    assert len({len(line) for line in lines[1:9]}) == 1  # the numbers stand below each other
+    assert lines[9:11] == [
+        "Confidence is the source model's own, not calibrated.",
+        "Next: digitise about 10 polygons of the classes it confuses and pass them with --labels.",
+    ]
     assert lines[-4:] == [
         "wrote map.tif",
         "wrote map.gpkg",
         "wrote scene.adapter.safetensors",
         "wrote r.html",
     ]
+
+
+def test_adapt_shows_a_terminal_the_table_in_bold_and_a_pipe_plain(place, capsys) -> None:
+    from_pipe = printed(capsys, *ADAPT)
+    with pytest.MonkeyPatch.context() as terminal:
+        terminal.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        terminal.setenv("TERM", "xterm")
+        on_screen = printed(capsys, *ADAPT, "--overwrite")
+
+    assert "\x1b[1m" in on_screen
+    assert "\x1b" not in from_pipe
 
 
 def test_adapt_writes_its_adapter_beside_the_map(place, capsys) -> None:
@@ -178,9 +199,9 @@ def test_several_scenes_are_adapted_to_once_and_mapped_as_a_batch(scenes, capsys
     lines = printed(capsys, *several).splitlines()
 
     assert planned[0].startswith("scene    a, b: ")
-    assert lines[1] == f"wrote {Path('out/a.adapter.safetensors')}"
-    assert lines[2].startswith("mapped 2 of 2 scenes; ")
-    assert lines[3] == f"wrote {Path('out/manifest.jsonl')}"
+    assert lines[-3] == f"wrote {Path('out/a.adapter.safetensors')}"
+    assert lines[-2].startswith("mapped 2 of 2 scenes; ")
+    assert lines[-1] == f"wrote {Path('out/manifest.jsonl')}"
     shutil.copy("closed.safetensors", "out")  # where the adapter file finds its base
     again = printed(
         capsys, *BATCH[:2], "in/[ab].tif", *BATCH[3:5], "--model", "out/a.adapter.safetensors"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasters import NORTH_UP, RasterSpec, write_raster
 from workplace import files
@@ -58,6 +59,30 @@ def test_one_adaptation_maps_all_scenes_of_a_sensor(pair):
         with rasterio.open(f"maps/{name}_map.tif") as found:
             assert found.shape == shape
             assert found.tags()["EARTHGATE_ADAPTER"] == f"sha256:{adapter}"
+
+
+def test_the_document_and_the_adapter_file_say_what_confidence_rests_on(pair):
+    document = run_adapt(replace(BOTH, more=(), out_dir=None, out=Path("a.safetensors")), SILENT)
+
+    temperature = document["evidence"]["calibration"]["temperature"]
+    assert document["temperature"] == read_header("a.safetensors")["record"]["temperature"]
+    assert document["temperature"] == temperature != 1
+    assert document["remarks"][0].startswith(f"Confidence: logits are divided by {temperature:.2f}")
+    assert document["table"][0]["measure"] == "mean IoU on labels kept out of training"
+
+
+def test_behind_a_closed_gate_nothing_is_calibrated(pair):
+    asked = replace(BOTH, more=(), out_dir=None, labels=None, model="closed.safetensors")
+
+    document = run_adapt(asked, SILENT)
+
+    assert document["decision"] == "gate-closed"
+    assert document["temperature"] == 1.0
+    source, adapted = (
+        load_model(name, folders=[pair]).segmenter.state_dict()
+        for name in ("closed.safetensors", "scene.adapter.safetensors")
+    )
+    assert all(torch.equal(value, adapted[key]) for key, value in source.items())
 
 
 def test_the_maps_are_those_that_the_adapter_file_makes(pair):

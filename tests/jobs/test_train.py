@@ -79,6 +79,7 @@ def test_a_trained_model_maps_adapts_and_says_how_it_was_trained(place):
     about = describe("new.safetensors")
     assert [entry["name"] for entry in mapped["classes"]] == ["dark", "bright"]
     assert adapted["decision"] in ("adapted", "gate-closed")
+    assert adapted["evidence"]["view"]["before"] > 0  # it knows what it was trained on
     assert about["digest"] == document["digest"]
     assert about["gsd"] == document["gsd"] == pytest.approx([0.25, 1.0], rel=1e-3)
     training = about["card"]["training"]

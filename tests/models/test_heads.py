@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from earthgate_geo.errors import InputError
-from earthgate_geo.models.heads import HeadConfig, build_head, default_head
+from earthgate_geo.models.heads import HeadConfig, TemperedHead, build_head, default_head
 
 CHANNELS = (8, 16, 24, 24)
 SIZES = ((16, 20), (8, 10), (4, 5), (2, 2))
@@ -49,6 +49,17 @@ def test_a_linear_head_sees_no_other_image():
     alone = head([level[:1] for level in maps])
 
     assert torch.allclose(head(maps)[:1], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "fpn"])
+def test_a_tempered_head_gives_its_logits_divided(kind):
+    head, maps = build_head(HeadConfig(kind=kind, width=16), CHANNELS, classes=5), random_maps()
+    before = head(maps)
+
+    head.temper(2.5)
+
+    assert isinstance(head, TemperedHead)
+    assert torch.allclose(head(maps), before / 2.5, atol=1e-6)
 
 
 def test_mask2former_is_as_wide_as_published_by_default_and_the_others_are_light():

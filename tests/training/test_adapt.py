@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from affine import Affine
 from networks import write_model
@@ -13,10 +14,15 @@ from earthgate_geo.data.synthetic import CLASSES
 from earthgate_geo.errors import CancelledError
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.model_file import load_model
+from earthgate_geo.models.statistics import FeatureStatistics
+from earthgate_geo.models.view import View
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.grid import Window
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
+from earthgate_geo.training.calibration import look
+from earthgate_geo.training.guard import KnownLabels
 from earthgate_geo.training.tiles import SceneTiles, SceneView
 
 SELECTION = Selection(interval=2, images=2)
@@ -88,6 +94,7 @@ def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded)
         return max(float((a - b).abs().max()) for a, b in pairs)
 
     source = loaded.segmenter
+    adaptation.head.temper(1 / adaptation.temperature)  # as it was trained
     share = moved(adaptation.backbone, source.backbone) / moved(adaptation.head, source.head)
     assert share == pytest.approx(0.1, rel=0.01)
     assert adaptation.toolbox is None
@@ -166,6 +173,122 @@ def test_a_closed_gate_hands_back_nothing_that_trained(tmp_path, loaded, policy)
     assert adaptation.head is None
     assert adaptation.backbone is None
     assert adaptation.evidence["against"] == ["the labels fit no better"]
+    assert adaptation.evidence["calibration"] is None
+    assert adaptation.temperature == 1
+
+
+def _learnt(tmp_path, loaded, labels, **changes):
+    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, **changes)
+    with _scene(tmp_path) as scene:
+        return _adapt(loaded, scene, labels=labels(tmp_path, scene), options=options)
+
+
+def test_the_head_that_is_handed_back_is_as_confident_as_the_evidence_says(tmp_path, loaded):
+    adaptation = _learnt(tmp_path, loaded, _labelled)
+
+    calibration = adaptation.evidence["calibration"]
+    assert calibration["basis"] == "labels"
+    assert adaptation.temperature == calibration["temperature"] != 1
+    with _scene(tmp_path) as scene:
+        view = _view(scene, _labelled(tmp_path, scene))
+        tiles = SceneTiles([view], size_px=64, generator=torch.Generator().manual_seed(0))
+        held = tiles.read(tiles.held_back_windows()[:4], held_back=True)
+    loaded.segmenter.head = adaptation.head
+    seen = look(
+        loaded.segmenter,
+        list(zip(held.images, held.valid, strict=True)),
+        labels=KnownLabels(list(held.labels), range(5)),
+    )
+    assert float(seen.confidence().mean()) == pytest.approx(calibration["confidence"], abs=0.01)
+
+
+def _one_place(tmp_path, scene):
+    values = np.full((1, 200, 240), UNKNOWN, np.uint8)
+    values[0, 4:20, 4:40], values[0, 20:36, 4:40] = 0, 3
+    write_raster(tmp_path / "labels.tif", values=values)
+    return open_labels(tmp_path / "labels.tif", scene.grid, CLASSES, LabelOptions())
+
+
+def test_labels_that_trained_do_not_set_the_temperature(tmp_path, loaded):
+    adaptation = _learnt(tmp_path, loaded, _one_place, steps=8)
+
+    assert adaptation.decision == "adapted"
+    assert not adaptation.evidence["labels_held_back"]
+    assert adaptation.evidence["calibration"]["basis"] == "replay"
+
+
+def _seen_before(tmp_path, loaded):
+    """Return a scene whose bands differ, and the model with statistics of such scenes."""
+    skewed = np.random.default_rng(0).random((3, 200, 240)) ** np.array([4, 1, 0.25])[:, None, None]
+    path = tmp_path / "skewed.tif"
+    write_raster(path, values=(255 * skewed).astype(np.uint8))
+    images = torch.from_numpy(skewed[None]).float()
+    return path, replace(loaded, statistics=FeatureStatistics.gather(loaded.segmenter, [images]))
+
+
+def test_a_scene_like_the_training_images_is_shown_as_it_comes(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+
+    with open_scene(path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    assert adaptation.view == View()
+    assert adaptation.evidence["view"]["view"] == View().to_json()
+
+
+def test_what_is_trained_may_be_refused_and_the_view_kept(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+    with rasterio.open(path) as raster:
+        write_raster(path, values=raster.read()[::-1])
+
+    with open_scene(path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    assert adaptation.view == View(order=(2, 1, 0))
+    assert adaptation.decision == "adapted"
+    assert adaptation.evidence["against"]
+    assert (adaptation.toolbox, adaptation.head, adaptation.backbone) == (None, None, None)
+    assert adaptation.temperature == 1.0
+    before, after = (adaptation.evidence[model] for model in ("source", "adapted"))
+    assert before["shares"] != after["shares"]
+    assert before["replay_miou"] == after["replay_miou"]  # they are shown as they were
+    assert loaded.segmenter.view == View()
+
+
+def test_labels_know_better_than_statistics(tmp_path, loaded):
+    path, loaded = _seen_before(tmp_path, loaded)
+    with rasterio.open(path) as raster:
+        write_raster(path, values=raster.read()[::-1])
+    with open_scene(path) as scene:
+        plain = _maps(loaded, scene)
+        write_raster(tmp_path / "truth.tif", values=plain)  # what the source model says is right
+        labels = open_labels(tmp_path / "truth.tif", scene.grid, CLASSES, LabelOptions())
+        adaptation = _adapt(loaded, scene, labels=labels)
+
+    assert adaptation.evidence["view"]["view"]["order"] == [2, 1, 0]
+    assert not adaptation.evidence["view"]["used"]
+    assert adaptation.view == View()
+    assert adaptation.decision == "gate-closed"
+
+
+def _maps(loaded, scene):
+    pixels = scene.read(Window(0, 0, scene.grid.size), (1, 2, 3))
+    image = scene.radiometry((1, 2, 3)).scale(pixels.values)
+    with torch.inference_mode():
+        logits = loaded.segmenter(torch.from_numpy(image)[None].float())
+    return logits[0].argmax(0).numpy().astype(np.uint8)[None]
+
+
+def test_without_the_guard_all_that_was_trained_is_kept(tmp_path, loaded):
+    with _scene(tmp_path) as scene:
+        refused, kept = (
+            _adapt(loaded, scene, options=replace(OPTIONS, guarded=guarded))
+            for guarded in (True, False)
+        )
+
+    assert (refused.decision, kept.decision) == ("gate-closed", "adapted")
+    assert refused.evidence["against"] == kept.evidence["against"] != []
+    assert (refused.head, kept.head is None) == (None, False)
 
 
 def test_a_scene_smaller_than_a_tile_can_be_adapted_to(tmp_path, loaded):

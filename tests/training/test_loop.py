@@ -123,3 +123,25 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert schedule.rate(0) == pytest.approx(0.2)
     assert schedule.rate(5) == pytest.approx(1.0)
     assert schedule.rate(99) < 0.001
+
+
+def test_a_run_that_goes_on_takes_the_steps_that_are_left_at_their_own_rates():
+    _, average, optimizer = _setup()
+    parameter = optimizer.param_groups[0]["params"][0]
+    schedule, steps, told = Schedule(steps=6, learning_rate=0.1, done=4), [], []
+
+    def loss(step):
+        steps.append((step, optimizer.param_groups[0]["lr"]))
+        return parameter.square().sum()
+
+    losses = run(
+        loss,
+        optimizer,
+        average,
+        schedule=schedule,
+        monitor=SilentMonitor(),
+        after_step=lambda done, last: told.append((done, last)),
+    )
+
+    assert steps == [(4, schedule.rate(4)), (5, schedule.rate(5))]
+    assert told == list(zip((5, 6), losses, strict=True))

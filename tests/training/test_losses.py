@@ -34,6 +34,31 @@ def test_other_counts_with_the_summed_probability_of_the_unnamed_classes():
     assert building.item() == pytest.approx(-math.log(0.5), rel=1e-5)
 
 
+@pytest.mark.parametrize("named", [None, torch.tensor([True, True, True])])
+def test_other_says_nothing_where_the_labels_name_every_class(named):
+    logits = torch.randn(1, 3, 4, 4)
+    labels = torch.randint(3, (1, 4, 4))
+    labels[:, :2] = OTHER
+
+    loss = partial_cross_entropy(logits, labels, named=named)
+
+    wanted = functional.cross_entropy(logits[:, :, 2:], labels[:, 2:])
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", [HeadConfig(width=16), SET_HEAD], ids=["fpn", "mask2former"])
+def test_no_head_learns_from_other_where_the_labels_name_every_class(head):
+    model = small_segmenter(head=head)
+    images, labels = torch.rand(1, 3, 48, 48), torch.randint(5, (1, 48, 48))
+    losses = []
+    for silent in (OTHER, UNKNOWN):
+        labels[:, :20] = silent
+        torch.manual_seed(0)
+        losses.append(task_loss(model, images, labels))
+
+    assert torch.equal(*losses)
+
+
 def test_weights_choose_which_pixels_count():
     logits = torch.randn(1, 3, 1, 2)
     labels = torch.tensor([[[0, 2]]])

@@ -50,6 +50,9 @@ class Rendering:
     height: NDArray[np.float32]
     """(row, col), metres above ground: buildings and vegetation."""
 
+    gsd_m: float
+    """Ground size of a pixel."""
+
 
 def render(
     plan: TownPlan, sensor: Sensor, rng: np.random.Generator, *, view: View | None = None
@@ -81,7 +84,8 @@ def render(
     labels = _majority(canvas.kinds())
     ground = np.where((labels == ROAD) | (labels == WATER), np.float32(0), _down(height))
     ground = np.where(labels == BUILDING, _max_down(height), ground)
-    return Rendering(image=expose(radiance, sensor, rng), labels=labels, height=ground)
+    image = expose(radiance, sensor, rng)
+    return Rendering(image=image, labels=labels, height=ground, gsd_m=sensor.gsd_m)
 
 
 def random_tile(

@@ -1,0 +1,41 @@
+import torch
+from networks import small_segmenter
+
+from earthgate_geo.models.statistics import FeatureStatistics
+
+
+def test_batches_count_like_one_image_of_all_their_pixels() -> None:
+    model, images = small_segmenter(), torch.rand(4, 3, 64, 64)
+
+    parts = FeatureStatistics.gather(model, torch.split(images, 2))
+
+    scaled = (images - 0.5) / 0.25
+    finest = model.backbone(scaled)[0]
+    for level, seen in zip((0, 1), (scaled, finest), strict=True):
+        torch.testing.assert_close(parts.means[level], seen.mean((0, 2, 3)))
+        wanted = seen.std((0, 2, 3), correction=0)
+        torch.testing.assert_close(parts.deviations[level], wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_only_first_layers_count() -> None:
+    model = small_segmenter()
+
+    found = FeatureStatistics.gather(model, [torch.rand(1, 3, 64, 64)])
+
+    assert [len(mean) for mean in found.means] == [3, *model.backbone.channels[:2]]
+
+
+def test_distances_are_in_squared_deviations() -> None:
+    one = FeatureStatistics((torch.tensor([0.0]),), (torch.tensor([2.0]),))
+    other = FeatureStatistics((torch.tensor([4.0]),), (torch.tensor([4.0]),))
+
+    assert one.distances(one) == [0.0]
+    torch.testing.assert_close(one.distances(other), [5.0], atol=1e-3, rtol=0)
+
+
+def test_statistics_survive_as_tensors() -> None:
+    found = FeatureStatistics.gather(small_segmenter(), [torch.rand(1, 3, 64, 64)])
+
+    again = FeatureStatistics.from_tensors(found.tensors())
+
+    assert again.distances(found) == [0.0, 0.0, 0.0]
