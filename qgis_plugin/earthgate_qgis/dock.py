@@ -192,8 +192,8 @@ class EarthgateDock(QgsDockWidget):
         labels = _Labels(self.form)
         self._clean_up = labels.remove
         if sys.platform == "win32":  # where no open file can be replaced
-            open_again = layers.let_go(QgsProject.instance(), files)
-            self._clean_up = lambda: (labels.remove(), open_again())
+            closed = layers.LetGo(QgsProject.instance(), files)
+            self._clean_up = lambda: (labels.remove(), closed.open_again())
         self._project_left = False
         arguments = job.arguments(labels=labels.path, field=labels.field, overwrite=bool(existing))
         task = EngineTask(f"earthgate: {job.name}", arguments, command, adapt_s=60 * job.minutes)
@@ -254,15 +254,17 @@ class EarthgateDock(QgsDockWidget):
 
     def _announce(self, told: str, report: str) -> None:
         bar = self._iface.messageBar()
-        item = bar.createMessage(_TITLE, told)
+        item = bar.createMessage(_TITLE, html.escape(told))
         button = QPushButton("Open report")
         button.clicked.connect(lambda: self._follow_link(report))
         item.layout().addWidget(button)
         bar.pushWidget(item, Qgis.MessageLevel.Success, 0)
 
     def _fail(self, sentence: str) -> None:
-        self._end(html.escape(sentence))
-        self._iface.messageBar().pushMessage(_TITLE, sentence, Qgis.MessageLevel.Critical, 0)
+        told = html.escape(sentence)
+        self._end(told)
+        # With a title, the bar takes its text for rich text.
+        self._iface.messageBar().pushMessage(_TITLE, told, Qgis.MessageLevel.Critical, 0)
 
     def _follow_link(self, link: str) -> None:
         if link == _SETTINGS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from qgis.core import (
     NULL,
@@ -22,6 +22,7 @@ from qgis.core import (
     QgsVectorFileWriter,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QTimer
 
 CLASS_FIELD = "class"
 """Field of the files that ``label_layer`` makes."""
@@ -152,7 +153,8 @@ def write_labels(
 def _refuse_unknown(name: str, field: str, values: Iterable[Any], classes: Sequence[str]) -> None:
     """Refuse what the engine would, which does not know the layer and names options instead."""
     known = {*classes, _OTHER, *map(str, range(len(classes)))}
-    unknown = sorted({str(value) for value in values if value != NULL} - known)
+    said = {str(value) for value in values if value != NULL}
+    unknown = sorted({word for word in said if word.strip()} - known)  # blank says as little
     if unknown:
         raise LayerError(
             f"{name} has {', '.join(map(repr, unknown[:_SHOWN_VALUES]))} in its field {field}; "
@@ -307,21 +309,48 @@ def refuse_unsaved(project: QgsProject, files: Sequence[str]) -> None:
             )
 
 
-def let_go(project: QgsProject, files: Sequence[str]) -> Callable[[], None]:
-    """Close the files, which are about to be replaced, and return what opens them again."""
-    closed = []
-    for layer in layers_of(project, files):
-        style = QgsMapLayerStyle()
-        style.readFromLayer(layer)
-        closed.append((layer.id(), layer.source(), layer.name(), layer.providerType(), style))
-        layer.setDataSource("", layer.name(), layer.providerType())
+class LetGo:
+    """Closes files that are about to be replaced, until ``open_again``.
 
-    def open_again() -> None:
-        for key, source, name, provider, style in closed:
-            layer = project.mapLayer(key)
+    They are open while the project is saved, or it would be saved without them.
+
+    Args:
+        project: Whose layers show the files.
+        files: What is about to be replaced.
+    """
+
+    def __init__(self, project: QgsProject, files: Sequence[str]) -> None:
+        self._project, self._files = project, files
+        self._closed: list[tuple[str, str, str, str, QgsMapLayerStyle]] = []
+        self._is_over = False
+        self._close()
+        project.writeProject.connect(self._open_to_save)
+
+    def open_again(self) -> None:
+        """Open them for good."""
+        self._is_over = True
+        self._project.writeProject.disconnect(self._open_to_save)
+        self._open()
+
+    def _open_to_save(self, *_: Any) -> None:
+        self._open()
+        QTimer.singleShot(0, self._close)  # once it is saved, or could not be
+
+    def _close(self) -> None:
+        if self._is_over:
+            return
+        for layer in layers_of(self._project, self._files):
+            style = QgsMapLayerStyle()
+            style.readFromLayer(layer)
+            facts = layer.id(), layer.source(), layer.name(), layer.providerType()
+            self._closed.append((*facts, style))
+            layer.setDataSource("", layer.name(), layer.providerType())
+
+    def _open(self) -> None:
+        for key, source, name, provider, style in self._closed:
+            layer = self._project.mapLayer(key)
             if layer is not None:  # the user may have removed it meanwhile
                 layer.setDataSource(source, name, provider)
                 style.writeToLayer(layer)
                 layer.triggerRepaint()
-
-    return open_again
+        self._closed = []
