@@ -10,6 +10,7 @@ packaged model (`earthgate_tiny.md`). WORK takes the targets and one file of fig
 that is there is not run again. Every run is a process of one thread.
 """
 
+import copy
 import json
 import os
 import statistics
@@ -126,7 +127,7 @@ def one(  # noqa: PLR0913 - one argument per option
     torch.set_num_threads(1)
     target = next(each for each in targets() if each.name == name)
     path = find_model(models / f"{target.model}.safetensors" if target.model else None)
-    model = load_model(path)
+    model, aligned = load_model(path), None
     started = time.perf_counter()
     if way == "source":
         network, told = model.segmenter, {}
@@ -135,7 +136,7 @@ def one(  # noqa: PLR0913 - one argument per option
     else:
         labels = ten_polygons(target, work, seed=seed) if way == "labels" else None
         found = adapted(target, work, model, seed=seed, labels=labels, policy=policy)
-        network = _reloaded(model, path, found, name)
+        network, aligned = _reloaded(model, path, found, name), _aligned(model, found)
         told = {
             "kept": not found.evidence["against"],
             "evidence": dict(found.evidence),
@@ -148,6 +149,8 @@ def one(  # noqa: PLR0913 - one argument per option
         grid = view.dataset.scene.grid
         truth = codes_of(part(target, work, "score"), target, config, grid)
         figures = asdict(score(network, view, truth))
+        if aligned is not None:
+            told["aligned"] = asdict(score(aligned, view, truth))
     out.write_text(json.dumps({"score": figures} | told), encoding="utf-8")
     print(f"{out.stem}: {figures['miou']:.1f}", flush=True)
 
@@ -214,24 +217,33 @@ def _reloaded(model: LoadedModel, path: Path, found: Adaptation, scene: str) -> 
         return load_model(adapter, folders=[path.parent]).segmenter
 
 
+def _aligned(model: LoadedModel, found: Adaptation) -> Segmenter:
+    """Return the network as it was before the training: what a refusal of that leaves."""
+    network = copy.deepcopy(model.segmenter)
+    network.view = found.view
+    for each in found.evidence["restraints"]:
+        network.head.offset(each["index"], each["offset"])
+    return network
+
+
 @main.command("table")
 @_WORK
 def write_page(work: Path) -> None:
     """Write the tables of WORK into adaptation.md."""
     found = {each: _runs(work, each) for each in targets()}
-    head = ("targets", "runs", "source", "adapted, raw", "as shipped", "ten polygons", "oracle")
-    head = (*head, "gap closed", "by polygons", "mean harm", "worst harm")
+    head = ("targets", "runs", "source", "aligned", "trained, raw", "as shipped", "oracle")
+    head = (*head, "gap closed", "mean harm", "worst harm")
     kinds = dict.fromkeys(target.kind for target in found)
     rows = [(kind, *_row([r for t, r in found.items() if t.kind == kind])) for kind in kinds]
     write(PAGE, "summary", table(head, [*rows, ("**all**", *_row(list(found.values())))]))
     write(PAGE, "guard", _guard([run for runs in found.values() for run in runs["adapt"]]))
-    head = ("target", "source", "adapted, raw", "guard", "ten polygons", "oracle", "seconds")
+    head = ("target", "source", "aligned", "trained, raw", "kept", "ten polygons", "oracle", "s")
     lines = [(target.name, *_line(runs)) for target, runs in found.items() if runs["source"]]
     write(PAGE, "runs", table(head, lines))
 
 
 def _runs(work: Path, target: Target) -> dict[str, list[Document]]:
-    """Read the runs of a target; each adaptation knows what it started from."""
+    """Read the runs of a target; each adaptation knows what its training gained."""
     runs = {
         way: [
             json.loads(path.read_text(encoding="utf-8"))
@@ -240,7 +252,9 @@ def _runs(work: Path, target: Target) -> dict[str, list[Document]]:
         for way in WAYS
     }
     for each in runs["adapt"]:
-        each["gain"] = each["score"]["miou"] - runs["source"][0]["score"]["miou"]
+        each["gain"] = each["score"]["miou"] - each["aligned"]["miou"]
+        each["shipped"] = each["score" if each["kept"] else "aligned"]["miou"]
+        each["change"] = each["shipped"] - runs["source"][0]["score"]["miou"]
     return runs
 
 
@@ -248,25 +262,22 @@ def _miou(runs: Sequence[Document]) -> float:
     return statistics.mean(each["score"]["miou"] for each in runs)
 
 
-def _shipped(runs: dict[str, list[Document]]) -> list[float]:
-    """Return what each adaptation scores after the guard."""
-    source = _miou(runs["source"])
-    return [source + each["gain"] * each["kept"] for each in runs["adapt"]]
-
-
 def _row(found: list[dict[str, list[Document]]]) -> tuple[str, ...]:
-    whole = [runs for runs in found if all(runs.values())]
+    whole = [runs for runs in found if all(runs[way] for way in ("source", "oracle", "adapt"))]
     if not whole:
-        return ("0", *["-"] * 9)
+        return ("0", *["-"] * 8)
     source, oracle = (statistics.mean(_miou(r[way]) for r in whole) for way in ("source", "oracle"))
-    raw, labels = (statistics.mean(_miou(r[way]) for r in whole) for way in ("adapt", "labels"))
-    shipped = statistics.mean(statistics.mean(_shipped(runs)) for runs in whole)
-    gains = [each["gain"] * each["kept"] for runs in whole for each in runs["adapt"]]
-    harms = [min(gain, 0.0) for gain in gains]
+    raw = statistics.mean(_miou(runs["adapt"]) for runs in whole)
+    aligned, shipped = (
+        statistics.mean(statistics.mean(told(each) for each in runs["adapt"]) for runs in whole)
+        for told in (lambda each: each["aligned"]["miou"], lambda each: each["shipped"])
+    )
+    changes = [each["change"] for runs in whole for each in runs["adapt"]]
+    harms = [min(change, 0.0) for change in changes]
     return (
-        str(len(gains)),
-        *(f"{value:.1f}" for value in (source, raw, shipped, labels, oracle)),
-        *(f"{(value - source) / (oracle - source):.0%}" for value in (shipped, labels)),
+        str(len(changes)),
+        *(f"{value:.1f}" for value in (source, aligned, raw, shipped, oracle)),
+        f"{(shipped - source) / (oracle - source):.0%}",
         f"{statistics.mean(harms):.2f}",
         f"{min(harms):.1f}",
     )
@@ -292,6 +303,7 @@ def _line(runs: dict[str, list[Document]]) -> tuple[str, ...]:
     seconds = [each["adapting"] for each in adaptations]
     return (
         _spread(runs["source"]),
+        _spread([{"score": each["aligned"]} for each in adaptations]) if adaptations else "-",
         _spread(adaptations),
         kept if adaptations else "-",
         _spread(runs["labels"]),

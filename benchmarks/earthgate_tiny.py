@@ -17,6 +17,7 @@ other commands run where neither rasterio nor TorchGeo is installed.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.data.style import StyleInjector
@@ -51,6 +53,8 @@ from earthgate_geo.training.source import (
 
 PLACES = ("zanzibar_tz", "kampala_ug", "catanduanes_ph")
 MADE_SHARE, REAL_SHARE = 0.35, 0.65
+SEEN_M = (0.2, 0.6)
+"""Ground sizes that scenes are seen at; finer images gain by being reduced (`adaptation.md`)."""
 FILE = click.Path(exists=True, path_type=Path)
 OUT = click.Path(path_type=Path)
 
@@ -205,6 +209,11 @@ def _real_pools(real: Path, without: str | None) -> list[TilePool]:
     return [TilePool(*(array[places == place] for array in arrays), share=share) for place in kept]
 
 
+def _seen(pool: TilePool, rng: np.random.Generator) -> Tensor:
+    """Return images of a pool at the ground sizes of scenes, which the first layers notice."""
+    return torch.stack([pool.crop(256, rng, gsd_m=SEEN_M)[0] for _ in range(8)])
+
+
 def _tell(path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {file_digest(path)}", flush=True)
 
@@ -230,6 +239,8 @@ def finish(  # noqa: PLR0913 - one argument per option
     with np.load(replay) as packed:
         images, labels = packed["made_images"][:tiles], packed["made_labels"][:tiles]
     model, rng = load_model(trained).segmenter, np.random.default_rng(0)
+    finest, coarsest = SEEN_M
+    model.config = replace(model.config, gsd_min_m=finest, gsd_max_m=coarsest)
     pools = _real_pools(real, without)
     save_model(
         out,
@@ -237,7 +248,7 @@ def finish(  # noqa: PLR0913 - one argument per option
         card=json.loads(card.read_text(encoding="utf-8")),
         replay=Replay(images=images, labels=labels),
         statistics=FeatureStatistics.gather(
-            model, (pool.sample(8, rng) for _ in range(4) for pool in pools)
+            model, (_seen(pool, rng) for _ in range(4) for pool in pools)
         ),
     )
     _tell(out)

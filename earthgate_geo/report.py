@@ -50,7 +50,8 @@ def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
         return f"Gate closed, the source model is kept: {reasons}."
     if evidence["against"]:
         reasons = " and ".join(evidence["against"])
-        return f"Adapted: {_shown(evidence['view'])}. What was trained is refused: {reasons}."
+        changes = ", and ".join(_aligned(evidence))
+        return f"Adapted: {changes}. What was trained is refused: {reasons}."
     if after["label_miou"] is not None:
         kept = (
             " kept out of training" if evidence["labels_held_back"] else ", all of which trained,"
@@ -98,9 +99,8 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     calibrated = _calibrated(evidence["calibration"])
     if decision != "adapted" or evidence["against"]:
         calibrated = "Confidence is the source model's own, not calibrated."
-    shown = []
-    if decision == "adapted" and evidence["view"] and evidence["view"]["used"]:
-        shown = [f"{_shown(evidence['view']).capitalize()}."]
+    changes = _aligned(evidence) if decision == "adapted" else []
+    shown = [f"{change[0].upper()}{change[1:]}." for change in changes]
     if evidence["source"]["label_miou"] is None or evidence["labels_held_back"]:
         return [*shown, calibrated]
     few = (
@@ -108,6 +108,17 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
         "trained, and cannot tell learning from memorising."
     )
     return [*shown, few, calibrated]
+
+
+def _aligned(evidence: Mapping[str, Any]) -> list[str]:
+    """Say what was changed before any training."""
+    choice = evidence["view"]
+    shown = [_shown(choice)] if choice and choice["used"] else []
+    return shown + [
+        f"{each['name']} is said less readily, for its outline then follows the edges of the image "
+        f"{each['clearer']:.1f} times as clearly"
+        for each in evidence["restraints"]
+    ]
 
 
 def _shown(choice: Mapping[str, Any]) -> str:

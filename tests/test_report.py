@@ -39,6 +39,7 @@ EVIDENCE = {
     "against": [],
     "labels_held_back": False,
     "view": None,
+    "restraints": [],
     "calibration": CALIBRATION,
 }
 LABELLED = EVIDENCE | {
@@ -265,6 +266,27 @@ def test_the_remarks_say_what_confidence_rests_on(changes, sentence) -> None:
     evidence = EVIDENCE | {"calibration": CALIBRATION | changes}
 
     assert remarks("adapted", evidence) == [sentence]
+
+
+HELD = [{"index": 0, "name": "building", "offset": -1.5, "clearer": 1.42}]
+DARKER = {"view": {"order": None, "gamma": 2.0}, "before": 0.6, "after": 0.2, "used": True}
+
+
+def test_what_was_changed_before_the_training_is_said() -> None:
+    evidence = EVIDENCE | {"view": DARKER, "restraints": HELD}
+    held = (
+        "uilding is said less readily, for its outline then follows the edges of the image "
+        "1.4 times as clearly"
+    )
+
+    shown, restrained, _ = remarks("adapted", evidence)
+    refused = decision_sentence("adapted", evidence | {"against": ["it is worse"]})
+
+    assert shown.startswith("The network sees the scene with darker tones (gamma 2), which is 3.0")
+    assert restrained == f"B{held}."
+    assert refused.startswith("Adapted: the network sees the scene with darker tones (gamma 2)")
+    assert refused.endswith(f", and b{held}. What was trained is refused: it is worse.")
+    assert len(remarks("gate-closed", evidence)) == 1
 
 
 def test_the_remarks_say_where_confidence_is_not_calibrated() -> None:

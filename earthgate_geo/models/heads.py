@@ -56,7 +56,7 @@ def default_head(kind: str) -> HeadConfig:
 
 @runtime_checkable
 class TemperedHead(Protocol):
-    """A head whose logits come from linear layers, so that a temperature fits into their weights.
+    """A head whose logits come from linear layers: temperature and offsets fit into the weights.
 
     Mask2Former's do not: its logits are logarithms of sums of probabilities.
     """
@@ -64,11 +64,19 @@ class TemperedHead(Protocol):
     def temper(self, temperature: float) -> None:
         """Divide the logits by ``temperature``, for good."""
 
+    def offset(self, index: int, by: float) -> None:
+        """Add ``by`` to the logit of a class, for good."""
+
 
 @torch.no_grad()
 def _divide(layer: nn.Module, by: float) -> None:
     for parameter in layer.parameters():
         parameter.div_(by)
+
+
+@torch.no_grad()
+def _add(layer: nn.Module, index: int, by: float) -> None:
+    layer.get_parameter("bias")[index] += by
 
 
 class LinearHead(nn.Module):
@@ -105,6 +113,10 @@ class LinearHead(nn.Module):
         """Divide the logits by ``temperature``, for good."""
         for classify in self.classify:
             _divide(classify, temperature)
+
+    def offset(self, index: int, by: float) -> None:
+        """Add ``by`` to the logit of a class, for good."""
+        _add(self.classify[0], index, by)
 
 
 class FpnHead(nn.Module):
@@ -155,6 +167,10 @@ class FpnHead(nn.Module):
     def temper(self, temperature: float) -> None:
         """Divide the logits by ``temperature``, for good."""
         _divide(self.classify[-1], temperature)
+
+    def offset(self, index: int, by: float) -> None:
+        """Add ``by`` to the logit of a class, for good."""
+        _add(self.classify[-1], index, by)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from earthgate_geo.training.calibration import calibrate, look
 from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, share_shift
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
 from earthgate_geo.training.losses import partial_cross_entropy
+from earthgate_geo.training.outlines import Restraint, restrain
 from earthgate_geo.training.selftrain import (
     Alignment,
     PseudoLabels,
@@ -182,33 +183,37 @@ def adapt_scene(
     guard, calibrated = _guard_tiles(run_, tiles, options)
     source = guard()
     run_.align()
-    before = source if run_.model.view == View() else guard()
+    before = guard() if run_.is_aligned else source
     if (before.label_miou or 0) < (source.label_miou or 0):  # labels know better
-        run_.show(View())
+        run_.undo()
         before = source
-    view = run_.model.view
+    view, restrained = run_.model.view, copy.deepcopy(run_.model.head)
     losses = run_.train(monitor)
     after = guard()
     reasons = against(before, after)
     kept = not (reasons and options.guarded)
-    shown = after if kept or view == View() else before
+    shown = after if kept or not run_.is_aligned else before
     evidence = {
         "source": asdict(source),
         "adapted": asdict(shown),
         "share_shift": share_shift(source, shown),
         "against": reasons,
         "view": run_.choice and run_.choice.to_json() | {"used": view != View()},
+        "restraints": [
+            asdict(each) | {"name": run_.model.config.classes.names[each.index]}
+            for each in run_.restraints
+        ],
         "labels_held_back": tiles.holds_back,
         "calibration": calibrated() if kept else None,
     }
     tuner = run_.tuner
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
-        decision="adapted" if kept or view != View() else "gate-closed",
+        decision="adapted" if kept or run_.is_aligned else "gate-closed",
         evidence=evidence,
         view=view,
         toolbox=modules if kept else None,
-        head=run_.model.head if kept else None,
+        head=run_.model.head if kept else restrained if run_.restraints else None,
         backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
         slots=tuple(sorted(tuner.toolbox.used)) if tuner.toolbox else (),
         scores=tuner.scores,
@@ -279,28 +284,52 @@ class _Run:
             )
         self._set_aside = self.held_back
         self.rng = np.random.default_rng(options.seed)
-        self._average = WeightAverage(self.tuner.parameters, decay=0.99)
         self.named_values = sorted(tiles.named)
         classes = range(len(self.model.config.classes))
         self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
         self.choice: ViewChoice | None = None
+        self.restraints: list[Restraint] = []
         self._statistics = loaded.statistics
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether anything is other than in the source model before the training."""
+        return self.model.view != View() or bool(self.restraints)
+
     def align(self) -> None:
-        """Choose how the scene is shown, by what the source model knows of its images."""
+        """Choose how the scene is shown and which classes are said too readily there."""
         self._look = self.tiles.draw(self.options.guard_tiles)
         if self._statistics is not None:
             images = self._look.images[:_LOOKED_AT]
             self.choice = choose_view(self.model, self._statistics, images)
-        self.show(self.choice.view if self.choice else View())
+        self._show(self.choice.view if self.choice else View())
+        head = self.model.head
+        self._source_head = copy.deepcopy(head.state_dict())
+        if isinstance(head, TemperedHead):
+            with torch.no_grad():
+                seen = torch.cat([self.logits_on_cpu(image[None]) for image in self._look.images])
+            self.restraints = restrain(seen, self._look.images, self._look.valid)
+            for each in self.restraints:
+                head.offset(each.index, each.offset)
+        self._hold_shares()
 
-    def show(self, view: View) -> None:
-        """Show the scene so from now on, and hold to the shares that the source model then sees."""
+    def undo(self) -> None:
+        """Show the scene as it comes to the source model as it is."""
+        self.model.head.load_state_dict(self._source_head)
+        self.restraints = []
+        self._show(View())
+        self._hold_shares()
+
+    def _show(self, view: View) -> None:
+        """Show the scene so from now on."""
         self.model.view = view
         if self.replay is not None and self._set_aside is not None:
             self.replay.view = view
             images, labels = self._set_aside
             self.held_back = view.undone(images), labels
+
+    def _hold_shares(self) -> None:
+        """Hold to the shares of the classes that the model sees now."""
         seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in self._look.images])
         self._align = Alignment(shares(seen, self._look.valid))
 
@@ -323,6 +352,7 @@ class _Run:
             seconds=None if options.minutes is None else 60 * options.minutes,
         )
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
+        self._average = WeightAverage(self.tuner.parameters, decay=0.99)
 
         def step_loss(step: int) -> Tensor:
             if self.tuner.due(step):

@@ -62,6 +62,17 @@ def test_a_tempered_head_gives_its_logits_divided(kind):
     assert torch.allclose(head(maps), before / 2.5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["linear", "fpn"])
+def test_an_offset_moves_the_logit_of_one_class(kind):
+    head, maps = build_head(HeadConfig(kind=kind, width=16), CHANNELS, classes=5), random_maps()
+    before = head(maps)
+
+    head.offset(2, -1.5)
+
+    moved = torch.tensor([0, 0, -1.5, 0, 0]).view(1, 5, 1, 1)
+    assert torch.allclose(head(maps), before + moved, atol=1e-6)
+
+
 def test_mask2former_is_as_wide_as_published_by_default_and_the_others_are_light():
     assert default_head("mask2former") == HeadConfig(
         kind="mask2former", width=256, queries=100, pixel_layers=6, decoder_layers=9

@@ -23,6 +23,7 @@ from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
 from earthgate_geo.training.calibration import look
 from earthgate_geo.training.guard import KnownLabels
+from earthgate_geo.training.outlines import Restraint
 from earthgate_geo.training.tiles import SceneTiles, SceneView
 
 SELECTION = Selection(interval=2, images=2)
@@ -269,6 +270,46 @@ def test_labels_know_better_than_statistics(tmp_path, loaded):
     assert not adaptation.evidence["view"]["used"]
     assert adaptation.view == View()
     assert adaptation.decision == "gate-closed"
+
+
+def _restrained(monkeypatch):
+    held = Restraint(index=2, offset=-1.5, clearer=1.4)
+    monkeypatch.setattr("earthgate_geo.training.adapt.restrain", lambda *_: [held])
+    return {"index": 2, "offset": -1.5, "clearer": 1.4, "name": CLASSES.names[2]}
+
+
+def test_what_is_trained_may_be_refused_and_a_restraint_kept(tmp_path, loaded, monkeypatch):
+    told = _restrained(monkeypatch)
+
+    with _scene(tmp_path) as scene:
+        adaptation = _adapt(loaded, scene)
+
+    assert (adaptation.decision, adaptation.view) == ("adapted", View())
+    assert adaptation.evidence["against"]
+    assert adaptation.evidence["restraints"] == [told]
+    assert (adaptation.toolbox, adaptation.backbone, adaptation.temperature) == (None, None, 1.0)
+    source, held = loaded.segmenter.head.state_dict(), adaptation.head.state_dict()
+    moved = {key: held[key] - source[key] for key in source if not held[key].equal(source[key])}
+    assert {key: value.tolist() for key, value in moved.items()} == {
+        "classify.3.bias": pytest.approx([0, 0, -1.5, 0, 0])
+    }
+
+
+def test_labels_know_better_than_a_restraint(tmp_path, loaded, monkeypatch):
+    _restrained(monkeypatch)
+    with torch.no_grad():
+        loaded.segmenter.head.classify[-1].bias[2] = 0.5  # said by a little more than the others
+
+    with _scene(tmp_path) as scene:
+        plain = _maps(loaded, scene)
+        write_raster(tmp_path / "truth.tif", values=plain)  # what the source model says is right
+        labels = open_labels(tmp_path / "truth.tif", scene.grid, CLASSES, LabelOptions())
+        adaptation = _adapt(loaded, scene, labels=labels)
+
+    assert (plain == 2).mean() > 0.2
+    assert adaptation.evidence["restraints"] == []
+    biases = adaptation.head.classify[-1].bias.detach() * adaptation.temperature
+    assert float(biases[2]) == pytest.approx(0.5, abs=0.2)  # from where it was, it trained
 
 
 def _maps(loaded, scene):
