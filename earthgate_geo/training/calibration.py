@@ -14,7 +14,7 @@ from earthgate_geo.metrics import OTHER
 from earthgate_geo.training.guard import KnownLabels
 from earthgate_geo.training.radiometry import vary_radiometry
 
-LOWEST, HIGHEST = 0.5, 5.0
+LOWEST, HIGHEST = 1.0, 5.0
 """Bounds of a temperature."""
 
 LEAST_KNOWN_PX = 200
@@ -129,12 +129,12 @@ def _allowed(labels: Tensor, classes: int, named: Collection[int]) -> Tensor:
 
 
 def calibrate(views: Views, *, replay: Views | None = None) -> Calibration:
-    """Find the temperature at which the confidence of a model is right on average.
+    """Find the temperature, 1 to 5, at which a model is as confident as it is right on average.
 
-    Labels that did not train decide where there are enough; then it is the likeliest
-    temperature, 0.5 to 5. Without, mean confidence shall not exceed the accuracy that
-    ``estimate_accuracy`` gives: it is 1 to 5, for a model agrees with itself more often than it is
-    right, and made surer on that ground it was surer than right on most scenes.
+    Labels that did not train decide where there are enough; then it is the likeliest. Without,
+    mean confidence shall not exceed the accuracy that ``estimate_accuracy`` gives. Neither makes
+    a model surer: it agrees with itself more often than it is right, and people label what is
+    plain to see, which a model gets right more often than the rest.
 
     Source:
         Labels: temperature scaling, Guo et al. 2017, arXiv:1706.04599, section 4.2; a pixel that
@@ -153,7 +153,7 @@ def calibrate(views: Views, *, replay: Views | None = None) -> Calibration:
     else:
         error, basis = None, "agreement" if replay is None else "replay"
         accuracy = estimate_accuracy(views, replay=replay)
-        found = max(1.0, _root(lambda t: float(views.confidence(t).mean()) - accuracy))
+        found = _root(lambda t: float(views.confidence(t).mean()) - accuracy)
     return Calibration(
         temperature=found,
         basis=basis,
@@ -218,6 +218,8 @@ def _likeliest(known: Views) -> float:
 
 def _root(falling: Callable[[float], float]) -> float:
     """Return the temperature where a falling function is 0, or the nearest bound."""
+    if falling(LOWEST) <= 0:
+        return LOWEST  # to the bit: the default changes nothing
     low, high = LOWEST, HIGHEST
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)

@@ -37,7 +37,7 @@ def _overconfident(by, *, labels):
 
 
 @pytest.mark.parametrize("labels", ["all", "first or other"])
-@pytest.mark.parametrize("by", [0.7, 1.0, 2.5])
+@pytest.mark.parametrize("by", [1.2, 2.5])
 def test_labels_find_by_how_much_logits_are_too_large(by, labels):
     found = calibrate(_overconfident(by, labels=labels))
 
@@ -87,10 +87,10 @@ def test_agreement_never_makes_a_model_surer_and_never_flattens_it_beyond_5():
     assert calibrate(_views(5)).temperature == pytest.approx(5)
 
 
-def test_labels_make_a_model_twice_as_sure_at_most():
+def test_labels_of_what_is_plain_to_see_make_no_model_surer():
     found = calibrate(_overconfident(0.2, labels="all"))
 
-    assert found.temperature == pytest.approx(0.5)
+    assert found.temperature == pytest.approx(1)
 
 
 def test_a_handful_of_labelled_pixels_sets_no_temperature():
