@@ -283,8 +283,10 @@ def _checked_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or start == b"PK\x03\x04":
+        start = file.read(9)
+    if start[8:] == b"{":  # behind the length of the header, whose first byte may be any
+        return
+    if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or start[:4] == b"PK\x03\x04":
         raise ModelFileError(
             found=f"{path} is a pickle or zip archive, which can run code when opened",
             expected="a .safetensors file that earthgate wrote",

@@ -304,6 +304,17 @@ def test_a_pickle_is_refused_unopened(tmp_path, start):
     )
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    length = next(n for n in range(end, 1 << 20) if n.to_bytes(8, "little")[:2] == b"\x80\x04")
+    header = content[8:end].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + content[end:])
+
+    assert read_header(path)["kind"] == "model"
+
+
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     save_file({"w": torch.zeros(2)}, path)

@@ -13,7 +13,7 @@ from workplace import files
 from earthgate_geo.errors import CancelledError, LabelsElsewhereError, OutputError
 from earthgate_geo.jobs.adapt import plan_adapt, run_adapt
 from earthgate_geo.jobs.map import run_map
-from earthgate_geo.model_file import load_model, read_header
+from earthgate_geo.model_file import load_model, read_header, save_model
 from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.request import AdaptRequest, MapRequest
 
@@ -62,6 +62,9 @@ def test_one_adaptation_maps_all_scenes_of_a_sensor(pair):
 
 
 def test_the_document_and_the_adapter_file_say_what_confidence_rests_on(pair):
+    model = load_model("open.safetensors")
+    model.segmenter.head.temper(1 / 40)  # far too sure of itself
+    save_model(Path("open.safetensors"), model.segmenter, card=model.card, replay=model.replay)
     document = run_adapt(replace(BOTH, more=(), out_dir=None, out=Path("a.safetensors")), SILENT)
 
     temperature = document["evidence"]["calibration"]["temperature"]
