@@ -99,13 +99,16 @@ def run_all(  # noqa: PLR0913 - one argument per option
         told = [sys.executable, *map(str, command), "--policy", policy]
         subprocess.run(told, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
 
+    started = []
     with ThreadPoolExecutor(jobs) as pool:
         for way, seed, target in product(ways, range(seeds), targets(kinds)):
             if way in ("source", "oracle") and seed:
                 continue
             path = work / f"{target.name}.{_named(way, policy)}.s{seed}.json"
             if not path.exists():
-                pool.submit(one, path, target, way, seed)
+                started.append(pool.submit(one, path, target, way, seed))
+    for each in started:
+        each.result()  # a run that failed fails here, once the others are done
 
 
 def _named(way: str, policy: str) -> str:

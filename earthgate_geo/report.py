@@ -136,6 +136,11 @@ def _calibrated(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "Confidence is not calibrated: a head of this kind cannot be."
     by = f"Confidence: logits are divided by {found['temperature']:.2f}, "
+    if found["basis"] == "labels" and found["temperature"] == 1:
+        return (
+            "Confidence stays: labels kept out of training do not show it to be too high; expected "
+            f"calibration error there {found['error']:.1%}."
+        )
     if found["basis"] == "labels":
         return (
             f"{by}the likeliest number on labels kept out of training; expected calibration error "

@@ -254,6 +254,13 @@ def test_the_comparison_says_whether_the_labels_trained() -> None:
             ),
         ),
         (
+            {"basis": "labels", "error": 0.004, "temperature": 1.0},
+            (
+                "Confidence stays: labels kept out of training do not show it to be too high; "
+                "expected calibration error there 0.4%."
+            ),
+        ),
+        (
             {"basis": "labels", "error": 0.031},
             (
                 "Confidence: logits are divided by 1.62, the likeliest number on labels kept "

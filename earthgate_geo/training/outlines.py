@@ -8,7 +8,7 @@ from torch.nn import functional
 
 _STEPS = tuple(-0.5 * step for step in range(1, 9))
 _CLEARER = 1.15
-"""Least gain. Ours: right choices were at 1.17 to 1.72, wrong ones at up to 1.10, one at 1.22."""
+"""Least gain. Ours: of 18 scenes right choices were at 1.17 to 1.72, and one wrong one at 1.39."""
 
 _COMMON, _LEFT = 0.02, 0.25
 """Least share of a class that is looked at, and how much of it has to stay."""

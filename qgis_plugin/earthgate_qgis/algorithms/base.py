@@ -151,8 +151,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     def processAlgorithm(
         self,
-        parameters: Parameters,  # noqa: ARG002
-        context: QgsProcessingContext,  # noqa: ARG002
+        parameters: Parameters,  # noqa: ARG002  # QGIS gives it
+        context: QgsProcessingContext,  # noqa: ARG002  # QGIS gives it
         feedback: QgsProcessingFeedback,
     ) -> dict[str, Any]:
         """Run the engine; a cancelled run fails, or ``qgis_process`` would report its outputs."""
@@ -241,7 +241,10 @@ class SceneAlgorithm(EngineAlgorithm):
 
     RASTER = "SCENE"
 
-    def initAlgorithm(self, configuration: Parameters | None = None) -> None:  # noqa: ARG002
+    def initAlgorithm(
+        self,
+        configuration: Parameters | None = None,  # noqa: ARG002  # QGIS gives it
+    ) -> None:
         """Declare the parameters."""
         scene = QgsProcessingParameterRasterLayer("SCENE", self.tr("Scene"))
         model = QgsProcessingParameterFile(

@@ -35,7 +35,10 @@ class EvaluateAlgorithm(EngineAlgorithm):
     )
     RASTER = "MAP"
 
-    def initAlgorithm(self, configuration: Parameters | None = None) -> None:  # noqa: ARG002
+    def initAlgorithm(
+        self,
+        configuration: Parameters | None = None,  # noqa: ARG002  # QGIS gives it
+    ) -> None:
         """Declare the parameters."""
         labels = QgsProcessingParameterMapLayer(
             "LABELS",

@@ -29,7 +29,10 @@ class VectorizeAlgorithm(EngineAlgorithm):
     STAGES = MappingProxyType({"vectorize": (0, 100)})
     RASTER = "MAP"
 
-    def initAlgorithm(self, configuration: Parameters | None = None) -> None:  # noqa: ARG002
+    def initAlgorithm(
+        self,
+        configuration: Parameters | None = None,  # noqa: ARG002  # QGIS gives it
+    ) -> None:
         """Declare the parameters."""
         self.addParameter(QgsProcessingParameterRasterLayer("MAP", self.tr("Map")))
         self.addParameter(QgsProcessingParameterVectorDestination("OUTPUT", self.tr("Polygons")))
