@@ -67,6 +67,10 @@ class LabelsElsewhereError(DataError):
     """Labels of which none lies in the scene."""
 
 
+class HeightsElsewhereError(DataError):
+    """A surface model without a height in the scene."""
+
+
 class EmptySceneError(DataError):
     """A scene without a single valid pixel."""
 

@@ -69,6 +69,9 @@ class AdapterRecord:
     view: View = field(default_factory=View)
     """How the scene is shown to the network."""
 
+    heights: bool = False
+    """Whether the network was made to see heights, if its base does not."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -367,6 +370,8 @@ def _load_adapter(
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header does not fit ({error})") from error
     segmenter = base.segmenter
+    if record.heights and not segmenter.config.heights:
+        segmenter = segmenter.with_heights()
     for prefix, module in ((_HEAD, segmenter.head), (_BACKBONE, segmenter.backbone)):
         if any(key.startswith(prefix) for key in tensors):
             _load_state(path, module, tensors, prefix)

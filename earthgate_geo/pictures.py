@@ -26,9 +26,17 @@ class Place:
         dataset: The scene, without transforms.
         plan: The scale at which networks see it.
         radiometry: Of the scene.
+        heights: Of its heights, as ``NetworkInput`` has it.
     """
 
-    def __init__(self, dataset: SceneDataset, plan: TilePlan, radiometry: Radiometry) -> None:
+    def __init__(
+        self,
+        dataset: SceneDataset,
+        plan: TilePlan,
+        radiometry: Radiometry,
+        *,
+        heights: Radiometry | None = None,
+    ) -> None:
         scene = dataset.scene.grid.size
         down = plan.network.rows / plan.tile.rows
         across = plan.network.cols / plan.tile.cols
@@ -38,7 +46,8 @@ class Place:
         )
         network = Size(max(1, round(shape.rows * down)), max(1, round(shape.cols * across)))
         window = _telling(dataset.scene, dataset.bands, shape)
-        sample = NetworkInput(radiometry, network)(dataset[dataset.query(window)])
+        prepare = NetworkInput(radiometry, network, heights=heights)
+        sample = prepare(dataset[dataset.query(window)])
         self._image: Tensor = sample["image"]
         valid = sample["valid"][None, None].float()
         resized = functional.interpolate(valid, size=(network.rows, network.cols))

@@ -16,6 +16,7 @@ from earthgate_geo.models.segmenter import Segmenter
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.toolbox.attach import Attachable, attach, detach
 from earthgate_geo.toolbox.base import GATED, Kind, Slot, Toolbox, ToolboxConfig
+from earthgate_geo.toolbox.crossmodal import mechanism
 
 _KINDS: Mapping[Policy, tuple[Kind, ...]] = {
     Policy.SPATIAL: (Kind.SPATIAL,),
@@ -35,6 +36,11 @@ class Tuner:
     open. The head trains under every policy. While a policy that chooses has not chosen yet,
     nothing else does.
 
+    In a network with heights a policy that chooses does so among the modules of the image, the
+    heights and their fusion that ``sizes.mechanism`` makes, and ``all`` opens these. That is our
+    extension of CrossEarth-Gate to MFNet. Heights start without influence on the classes, so at
+    the first choice the modules of their stream score zero.
+
     Args:
         model: Changed in place; it carries no toolbox yet.
         policy: What trains.
@@ -44,8 +50,8 @@ class Tuner:
         batch: Images in a training step, on which the default number of ``images`` depends.
 
     Raises:
-        InputError: The backbone cannot carry modules, or no module is narrow enough for
-            ``matched-all``.
+        InputError: The backbone cannot carry modules, no module is narrow enough for
+            ``matched-all``, or the policy needs heights and the model has none.
     """
 
     policy: Policy
@@ -85,9 +91,9 @@ class Tuner:
         freeze(model)
         model.head.requires_grad_(True)
         self.parameters = {}
-        kinds = _KINDS.get(policy, GATED)
-        if kinds:
-            self._attach(model.backbone, replace(sizes or ToolboxConfig(), kinds=kinds))
+        wanted = _wanted(policy, sizes or ToolboxConfig(), heights=model.config.heights)
+        if wanted is not None:
+            self._attach(model.backbone, wanted)
         elif policy is Policy.FULL:
             model.backbone.requires_grad_(True)
             self.parameters = {f"backbone.{k}": p for k, p in model.backbone.named_parameters()}
@@ -186,6 +192,15 @@ class Tuner:
         self.scores = Scores({Slot.parse(k): score for k, score in state["scores"].items()})
 
 
+def _wanted(policy: Policy, sizes: ToolboxConfig, *, heights: bool) -> ToolboxConfig | None:
+    """Return ``sizes`` for the kinds that a policy trains; None where it needs no modules."""
+    if policy.needs_heights:
+        return replace(sizes, kinds=mechanism(policy).kinds, mechanism=policy.value)
+    gated = mechanism(sizes.mechanism).kinds if heights else GATED
+    kinds = _KINDS.get(policy, gated)
+    return replace(sizes, kinds=kinds) if kinds else None
+
+
 def narrowed(backbone: Attachable, sizes: ToolboxConfig, *, share: float) -> ToolboxConfig:
     """Return the widest proportional sizes with at most ``share`` of the parameters of ``sizes``.
 
@@ -199,6 +214,8 @@ def narrowed(backbone: Attachable, sizes: ToolboxConfig, *, share: float) -> Too
             rank=max(1, sizes.rank * width // widest),
             bottleneck=max(1, sizes.bottleneck * width // widest),
             frequency_bottleneck=max(1, sizes.frequency_bottleneck * width // widest),
+            adapter_ratio=sizes.adapter_ratio * width / widest,
+            fusion_rank=max(1, sizes.fusion_rank * width // widest),
         )
 
     def parameters(width: int) -> int:

@@ -15,7 +15,7 @@ class Policy(StrEnum):
     """The k modules of the highest Fisher scores, chosen anew at intervals: CrossEarth-Gate."""
 
     ALL = "all"
-    """Every module of the three kinds."""
+    """Every module of the kinds that the gate chooses among."""
 
     SPATIAL = "spatial"
     """LoRA in every layer."""
@@ -28,6 +28,15 @@ class Policy(StrEnum):
 
     REIN = "rein"
     """Rein's tokens in every layer."""
+
+    MMADAPTER = "mmadapter"
+    """With heights: adapters of both streams in every layer, and their exchange. MFNet."""
+
+    MMLORA = "mmlora"
+    """With heights: LoRA of both streams in every layer, and their exchange. MFNet."""
+
+    SEPARATE = "separate"
+    """Control with heights: adapters of both streams in every layer, without exchange."""
 
     HEAD_ONLY = "head-only"
     """Nothing but the head."""
@@ -46,6 +55,11 @@ class Policy(StrEnum):
 
     MATCHED_ALL = "matched-all"
     """Control: every module, made so narrow that all together are as large as k modules."""
+
+    @property
+    def needs_heights(self) -> bool:
+        """Whether only networks with heights can be trained so."""
+        return self in (Policy.MMADAPTER, Policy.MMLORA, Policy.SEPARATE)
 
 
 Weighting = Literal["none", "certainty", "share"]
@@ -215,11 +229,18 @@ class Recipe:
     backbone_share: float = 0.1
     """The backbone's rate as a share of ``learning_rate``, where the backbone trains."""
 
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """How weights follow the gradient; ``sgd`` has a momentum of 0.9."""
+
     weight_decay: float = 0.05
-    """Of AdamW; none on norms and embeddings of queries and levels."""
+    """Of the optimiser; none on norms and embeddings of queries and levels."""
 
     power: float = 0.9
     """Of the falling rate: ``(1 - step / steps) ** power``, counted from the end of ``warmup``."""
+
+    drops: tuple[float, ...] = ()
+    """Shares of the steps, 0..1, from each of which on the rate is a tenth of what it was before;
+    where there are some, it does not fall by a power."""
 
     warmup: int = 0
     """Steps in which the rate rises evenly before it falls."""
@@ -229,6 +250,9 @@ class Recipe:
 
     augment: bool = True
     """Whether crops are resized by 0.5 to 2, mirrored and varied in colour."""
+
+    mirrored: bool = False
+    """Whether crops that are not varied so are mirrored along both axes, each half of the time."""
 
     seed: int = 0
     """Of everything random."""
@@ -270,6 +294,11 @@ class Recipe:
                 found=f"{self.steps} of {self._end} planned steps, {self.warmup} to warm up",
                 expected="no more steps than planned, and fewer to warm up",
             )
+        if self.optimiser not in ("adamw", "sgd") or not all(0 < drop < 1 for drop in self.drops):
+            raise InputError(
+                found=f"the optimiser {self.optimiser!r}, whose rate drops at {self.drops}",
+                expected="adamw or sgd, and shares of the steps in 0..1",
+            )
         if (self.dacs is None) != (self.target_batch == 0):
             raise InputError(
                 found=f"{self.target_batch} target images in a step and dacs {self.dacs}",
@@ -281,6 +310,8 @@ class Recipe:
         if step < self.warmup:
             return (step + 1) / self.warmup
         fallen = min((step - self.warmup) / (self._end - self.warmup), 1.0)
+        if self.drops:
+            return float(0.1 ** sum(fallen >= drop for drop in self.drops))
         return float((1 - fallen) ** self.power)
 
     @property
@@ -299,7 +330,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"drops": list(self.drops)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Recipe":
@@ -310,6 +341,7 @@ class Recipe:
             TypeError: A key is unknown.
         """
         fields = dict(document)
+        fields["drops"] = tuple(fields.get("drops", ()))
         if "policy" in fields:
             fields["policy"] = Policy(fields["policy"])
         if "selection" in fields:
@@ -341,6 +373,25 @@ Source:
 
 CROSSEARTH_1024 = replace(CROSSEARTH_512, crop_px=1024, learning_rate=6e-5, warmup=10_000)
 """CrossEarth's numbers for images of 1024 pixels: the same, warmed up and at a lower rate."""
+
+
+MFNET = Recipe(
+    steps=50_000,
+    batch=10,
+    crop_px=256,
+    learning_rate=0.01,
+    optimiser="sgd",
+    weight_decay=5e-4,
+    drops=(0.5, 0.7, 0.9),
+    augment=False,
+    mirrored=True,
+)
+"""MFNet's numbers for images with heights; its modules are the policies ``mmadapter``, ``mmlora``.
+
+Source:
+    MFNet, arXiv:2410.11160, section IV-B, and its code: 50 epochs of 1000 steps, the rate a tenth
+    after epochs 25, 35 and 45. Ours: norms do not decay.
+"""
 
 
 def published(name: str) -> Recipe:

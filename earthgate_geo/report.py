@@ -110,6 +110,20 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     return [*shown, few, calibrated]
 
 
+def heights_remark(covered: float) -> str:
+    """Say how much of a scene has heights, and what decides elsewhere.
+
+    Args:
+        covered: Share of the scene, 0..1.
+    """
+    if covered == 0:
+        return "The scene has no heights; the image alone decides."
+    if covered == 1:
+        return "Heights cover the whole scene."
+    share = min(max(covered, 0.01), 0.99)  # all and nothing are said otherwise
+    return f"Heights cover {share:.0%} of the scene; elsewhere the image alone decides."
+
+
 def _aligned(evidence: Mapping[str, Any]) -> list[str]:
     """Say what was changed before any training."""
     choice = evidence["view"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
 from earthgate_geo.errors import InputError, MissingDependencyError, OutputError
 from earthgate_geo.raster.cog import check_creation
@@ -92,7 +93,13 @@ class MapRequest:
     """Forced ground size that the network sees, in metres; None keeps to the model's range."""
 
     assume_crs: str | None = None
-    """CRS of a scene without one."""
+    """CRS of a scene, or heights, without one."""
+
+    dsm: str | None = None
+    """Raster of heights, for a model that takes them."""
+
+    dtm: str | None = None
+    """Raster of the ground's heights, to be subtracted from ``dsm``."""
 
     device: str = "auto"
     """Torch device, or ``auto``."""
@@ -147,9 +154,19 @@ class MapRequest:
         """Folders in which names of models are looked up, after the packaged ones."""
         return () if self.model_folder is None else (self.model_folder,)
 
+    @property
+    def adds_heights(self) -> bool:
+        """Whether a model that takes no heights gets a part for them."""
+        return False
+
+    def without_heights(self) -> Self:
+        """Return the same request without heights."""
+        return replace(self, dsm=None, dtm=None)
+
     def inputs(self) -> list[str]:
         """Return the files that are read and must not be written."""
-        return [path for path in (self.src, self.model, self.aoi) if path]
+        files = (self.src, self.model, self.aoi, self.dsm, self.dtm)
+        return [path for path in files if path]
 
     def outputs(self) -> dict[str, Path]:
         """Return the files to write, by role."""
@@ -186,6 +203,7 @@ class MapRequest:
 
         Raises:
             InputError: Options that are unknown, or exclude or miss one another.
+            DataError: The heights cannot be opened or used.
             MissingDependencyError: The engine is not installed.
         """
         check_creation(self.creation)
@@ -201,6 +219,18 @@ class MapRequest:
                 found="--scheduler or --workers without --engine dask",
                 expected="the engine that they are about",
             )
+        self._check_heights()
+
+    def _check_heights(self) -> None:
+        if self.dtm is not None and self.dsm is None:
+            raise InputError(
+                found="--dtm without --dsm",
+                expected="the surface model that it is subtracted from",
+                fix="Give heights that are above ground already as --dsm alone",
+            )
+        for path in (self.dsm, self.dtm):
+            if path is not None:
+                open_scene(path, SceneOptions(assume_crs=self.assume_crs)).close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +281,11 @@ class AdaptRequest(MapRequest):
 
     command: str = ""
     """Command line, for the report."""
+
+    @property
+    def adds_heights(self) -> bool:
+        """Whether a model that takes no heights gets a part for them."""
+        return self.dsm is not None
 
     def inputs(self) -> list[str]:
         """Return the files that are read and must not be written."""
@@ -311,7 +346,7 @@ class AdaptRequest(MapRequest):
         """Refuse what cannot work for any scene.
 
         Raises:
-            InputError, MissingDependencyError: As ``MapRequest.check_options``.
+            InputError, DataError, MissingDependencyError: As ``MapRequest.check_options``.
         """
         if self.minutes is not None and self.steps is not None:
             raise InputError(

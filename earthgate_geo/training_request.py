@@ -194,6 +194,10 @@ class TrainRequest(TrainingRequest):
     extractor: bool = False
     """Whether an extractor helps with that, our reading of a figure of the paper."""
 
+    dsm: bool = False
+    """Whether the heights of the images go with them: ``<stem>_dsm``, the folder ``dsm`` or the
+    column ``dsm`` of the manifest. Images without any train with missing heights."""
+
     where: Mapping[str, str] | None = None
     """Wanted value by column of the manifest."""
 
@@ -302,8 +306,22 @@ class TrainRequest(TrainingRequest):
             )
         if self.holdout is not None and not 0 <= self.holdout < 1:
             raise InputError(found=f"--holdout {self.holdout:g}", expected="a share in 0..1")
-        self.recipe()
+        self._check_heights(self.recipe())
         check_outputs(self.outputs(), overwrite=self.overwrite, inputs=self.inputs())
+
+    def _check_heights(self, recipe: Recipe) -> None:
+        if recipe.policy.needs_heights and not self.dsm:
+            raise InputError(
+                found=f"--policy {recipe.policy} without --dsm",
+                expected="images with heights",
+                fix="Pass --dsm, or another policy",
+            )
+        if self.dsm and recipe.multitask:
+            raise InputError(
+                found="--dsm with a reconstruction of the images beside the classes",
+                expected="one of them",
+                fix="Leave out --multitask, or the recipe that has it",
+            )
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,27 +72,41 @@ def write_label(
     write_raster(path, spec, values=values, driver=DRIVERS[path.suffix])
 
 
+def write_heights(path: Path, *, bands: int = 1, dtype: str = "float32", side_px: int = 8) -> None:
+    """Write a slope without a place, in the format of the file's ending."""
+    values = np.linspace(40, 90, bands * side_px**2).reshape(bands, side_px, side_px)
+    spec = RasterSpec(
+        bands=bands, rows=side_px, cols=side_px, dtype=dtype, crs=None, transform=None
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_raster(path, spec, values=values.astype(dtype), driver=DRIVERS[path.suffix])
+
+
 def write_potsdam(
     root: Path, tiles: Sequence[str], *, labels: str = "", eroded: bool = False
 ) -> None:
-    """Write tiles of Potsdam with their labels in the folder ``labels``."""
+    """Write tiles of Potsdam with their labels in the folder ``labels``, and their heights."""
     ending = "_label_noBoundary.tif" if eroded else "_label.tif"
     for tile in tiles:
         name = f"top_potsdam_{tile}"
         write_image(root / "Potsdam" / "4_Ortho_RGBIR" / f"{name}_RGBIR.tif", bands=4)
         colors = (WHITE, BLUE, CYAN, GREEN, YELLOW, RED, BLACK)
         write_label(root / "Potsdam" / labels / f"{name}{ending}", colors)
+        row, col = map(int, tile.split("_"))
+        heights = f"dsm_potsdam_{row:02}_{col:02}_normalized_lastools.jpg"
+        write_heights(root / "Potsdam" / "1_DSM_normalisation" / heights, dtype="uint8")
 
 
 def write_vaihingen(
     root: Path, areas: Sequence[str], *, labels: str = "", eroded: bool = False
 ) -> None:
-    """Write areas of Vaihingen with their labels in the folder ``labels``."""
+    """Write areas of Vaihingen with their labels in the folder ``labels``, and their heights."""
     ending = "_noBoundary.tif" if eroded else ".tif"
     for area in areas:
         name = f"top_mosaic_09cm_area{area}"
         write_image(root / "Vaihingen" / "top" / f"{name}.tif")
         write_label(root / "Vaihingen" / labels / f"{name}{ending}", (WHITE, BLUE, BLACK))
+        write_heights(root / "Vaihingen" / "dsm" / f"dsm_09cm_matching_area{area}.tif")
 
 
 def write_loveda(root: Path, split: str, scene: str, names: Sequence[str]) -> None:
@@ -131,5 +145,8 @@ def write_benchmarks(root: Path) -> None:
     for (image, label, codes), number in product(_FOLDERS, range(2)):
         write_image(root / image.format(number), bands=4 if "Hunan" in image else 3)
         write_label(root / label.format(number), codes)
+    for split, number in product(("train", "val", "test"), range(2)):
+        home = root / "HunanMultimodalDataset" / split
+        write_heights(home / "topo" / f"topo_{number}.tif", bands=2, dtype="int16")
     for place in ("zanzibar_tz", "kampala_ug", "catanduanes_ph"):
         write_places(root, ["a", "b"], place=place)

@@ -19,6 +19,7 @@ from earthgate_geo.model_file import (
     save_adapter,
     save_model,
 )
+from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.models.view import View
 from earthgate_geo.policies import Tuner
@@ -129,11 +130,13 @@ def test_half_precision_halves_the_file_and_keeps_the_classes(tmp_path):
 
 def _adapted(base, policy, *, by=0.05):
     """Return a copy of a model with what a policy trains, and all of that moved at random."""
-    model = copy.deepcopy(base.segmenter)
+    heights = policy.needs_heights or base.segmenter.config.heights
+    model = base.segmenter.with_heights() if heights else copy.deepcopy(base.segmenter)
     selection = Selection(interval=2, images=1)
     tuner = Tuner(model, policy, selection=selection, seed=0, sizes=SIZES)
     if tuner.due(0):
-        tuner.select([lambda: model(torch.rand(1, 3, 32, 32)).square().mean()] * tuner.images)
+        size = (1, model.config.channels, 32, 32)
+        tuner.select([lambda: model(torch.rand(size)).square().mean()] * tuner.images)
     _move((p for p in tuner.parameters.values() if p.requires_grad), by=by)
     return model, tuner
 
@@ -149,8 +152,9 @@ def _move(parameters, *, by):
 def test_what_any_policy_trained_maps_the_same_saved_loaded_and_folded(tmp_path, policy):
     base = load_model(write_model(tmp_path / "base.safetensors"))
     model, tuner = _adapted(base, policy)
-    record = replace(RECORD, policy=str(policy), slots=(), scores={})
-    images = torch.rand(1, 3, 64, 64)
+    heights = policy.needs_heights
+    record = replace(RECORD, policy=str(policy), slots=(), scores={}, heights=heights)
+    images = torch.rand(1, 3 + heights, 64, 64)
 
     save_adapter(
         path := tmp_path / "a.safetensors",
@@ -163,7 +167,8 @@ def test_what_any_policy_trained_maps_the_same_saved_loaded_and_folded(tmp_path,
     loaded = load_model(path)
 
     with torch.inference_mode():
-        unfolded, folded, source = (m(images) for m in (model, loaded.segmenter, base.segmenter))
+        unfolded, folded = model(images), loaded.segmenter(images)
+        source = base.segmenter(images[:, :3])
     assert (folded - unfolded).abs().max() < 1e-5
     assert (source - unfolded).abs().max() > 1e-2
     assert loaded.adapter == record
@@ -368,3 +373,67 @@ def test_the_header_is_read_without_weights(tmp_path):
 
     assert header["kind"] == "model"
     assert header["config"]["classes"][0]["name"] == "building"
+
+
+@pytest.mark.parametrize("head", ["fpn", "mfnet"])
+def test_a_model_with_heights_survives_saving_and_loading(tmp_path, head):
+    model = small_segmenter(heights=True, head=HeadConfig(kind=head, width=16))
+    _move(model.parameters(), by=0.05)
+    images = torch.rand(1, 4, 64, 64)
+
+    save_model(path := tmp_path / "m.safetensors", model, card={}, dtype=torch.float32)
+    loaded = load_model(path).segmenter
+
+    assert loaded.config == model.config
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), model(images))
+
+
+def test_a_model_file_that_says_nothing_of_heights_has_none(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    header = {k: v for k, v in read_header(path).items() if k != "kind"}
+    del header["config"]["heights"]
+    _rewrite(path, metadata={"header": json.dumps(header)})
+
+    assert not load_model(path).segmenter.config.heights
+
+
+@pytest.mark.parametrize("policy", [Policy.MMADAPTER, Policy.GATE, Policy.MMLORA, Policy.FULL])
+def test_what_settled_with_heights_loads_bit_for_bit_and_can_be_adapted(tmp_path, policy):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    base = replace(base, segmenter=base.segmenter.with_heights())
+    model, tuner = _adapted(base, Policy.MMADAPTER)
+    model.settled.append(settle(tuner.toolbox, tuner.sizes))
+    save_model(path := tmp_path / "settled.safetensors", model, card={}, dtype=torch.float32)
+    loaded, images = load_model(path), torch.rand(1, 4, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.segmenter(images), model(images))
+
+    adapted, tuner = _adapted(loaded, policy)
+    save_adapter(
+        adapter := tmp_path / "a.safetensors",
+        loaded,
+        record=replace(RECORD, policy=str(policy), heights=True),
+        toolbox=tuner.toolbox and (tuner.toolbox, tuner.sizes),
+        head=adapted.head,
+        backbone=adapted.backbone if policy is Policy.FULL else None,
+    )
+    again = load_model(adapter)
+
+    with torch.inference_mode():
+        assert (again.segmenter(images) - adapted(images)).abs().max() < 1e-5
+        assert (again.segmenter(images) - model(images)).abs().max() > 1e-3
+
+
+def test_an_adapter_that_added_heights_and_nothing_else_maps_as_its_base(tmp_path):
+    base = load_model(write_model(tmp_path / "base.safetensors"))
+    save_adapter(path := tmp_path / "a.safetensors", base, record=replace(RECORD, heights=True))
+    images = torch.rand(1, 4, 64, 64)
+
+    loaded = load_model(path).segmenter
+
+    assert loaded.config.heights
+    with torch.inference_mode():
+        logits, expected = loaded(images), base.segmenter(images[:, :3])
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert (logits - expected).abs().max() < 1e-5

@@ -16,7 +16,7 @@ from earthgate_geo.models.backbone import BackboneConfig, build_backbone
 from earthgate_geo.policies import Tuner, narrowed
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.toolbox.attach import attach
-from earthgate_geo.toolbox.base import GATED, Kind, ToolboxConfig
+from earthgate_geo.toolbox.base import CROSSMODAL, GATED, Kind, ToolboxConfig
 
 CHOOSING = (Policy.GATE, Policy.RANDOM_K, Policy.FIXED_K, Policy.GRAD_NORM_K)
 SCORING = (Policy.GATE, Policy.FIXED_K, Policy.GRAD_NORM_K)
@@ -25,18 +25,22 @@ KINDS = {
     Policy.SEMANTIC: {Kind.SEMANTIC},
     Policy.FREQUENCY: {Kind.FREQUENCY},
     Policy.REIN: {Kind.REIN},
+    Policy.SEPARATE: {Kind.IMAGE, Kind.HEIGHT},
+    Policy.MMADAPTER: set(CROSSMODAL),
+    Policy.MMLORA: set(CROSSMODAL),
 }
 # A wide low band: on so few tokens the usual one is empty, and its adapter without gradient.
 SIZES = ToolboxConfig(rank=20, bottleneck=20, frequency_bottleneck=12, rho=1.0)
 
 
 class _Run:
-    def __init__(self, policy, *, seed=0, sizes=SIZES, **selection):
-        self.model = small_segmenter()
+    def __init__(self, policy, *, seed=0, sizes=SIZES, heights=None, **selection):
+        heights = policy.needs_heights if heights is None else heights
+        self.model = small_segmenter(heights=heights)
         chosen = Selection(interval=2, **selection)
         self.tuner = Tuner(self.model, policy, selection=chosen, seed=seed, sizes=sizes)
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.rand((3, 3, 48, 48), generator=generator)
+        self.images = torch.rand((3, 3 + heights, 48, 48), generator=generator)
         self.labels = torch.randint(0, 5, (3, 48, 48), generator=generator)
         self.optimiser = torch.optim.AdamW(
             self.tuner.parameters.values(), lr=0.01, weight_decay=0.5
@@ -304,7 +308,7 @@ def test_matched_modules_fill_a_quarter_of_the_full_budget(name, dim, layers):
 
     sizes = narrowed(backbone, ToolboxConfig(), share=0.25)
 
-    assert sizes == ToolboxConfig(rank=15, bottleneck=15, frequency_bottleneck=7)
+    assert (sizes.rank, sizes.bottleneck, sizes.frequency_bottleneck) == (15, 15, 7)
     spatial, semantic = 4 * dim * 15, 2 * dim * 15 + 15 + dim
     frequency = 3 * (2 * dim * 7 + 7 + dim) + 3 * dim + 3 + 1
     counted = _parameters(backbone, sizes)
@@ -321,3 +325,43 @@ def test_modules_that_cannot_be_narrow_enough_are_refused():
 
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
         _Run(Policy.MATCHED_ALL, sizes=sizes)
+
+
+@pytest.mark.parametrize("policy", [*CHOOSING, Policy.ALL, Policy.MATCHED_ALL])
+@pytest.mark.parametrize(
+    ("mechanism", "kinds"),
+    [("mmadapter", CROSSMODAL), ("mmlora", CROSSMODAL), ("separate", (Kind.IMAGE, Kind.HEIGHT))],
+)
+def test_with_heights_the_modules_of_the_streams_are_what_is_chosen_among(policy, mechanism, kinds):
+    sizes = replace(SIZES, mechanism=mechanism, fusion_rank=16)
+    tuner = _Run(policy, heights=True, sizes=sizes).tuner
+
+    assert {slot.kind for slot in tuner.toolbox.slots} == set(kinds)
+    assert tuner.sizes.mechanism == mechanism
+
+
+def test_the_gate_chooses_among_image_height_and_fusion_once_heights_count():
+    run = _Run(Policy.GATE, heights=True, share=0.5, images=3)
+    run.train(range(3))  # chooses before the steps 0 and 2
+
+    first, second = run.tuner.history
+    assert {slot.kind for slot in first} == {Kind.IMAGE, Kind.FUSION}
+    assert {slot.kind for slot in second} == set(CROSSMODAL)
+    assert run.tuner.toolbox.opened == set(second)
+
+
+@pytest.mark.parametrize("mechanism", ["mmadapter", "mmlora"])
+def test_modules_of_streams_are_narrowed_to_a_quarter_as_well(mechanism):
+    model = small_segmenter(heights=True)
+    wide = ToolboxConfig(kinds=CROSSMODAL, mechanism=mechanism, fusion_rank=32)
+
+    narrow = narrowed(model.backbone, wide, share=0.25)
+
+    share = _parameters(model.backbone, narrow) / _parameters(model.backbone, wide)
+    assert 0.2 < share <= 0.25
+
+
+@pytest.mark.parametrize("policy", [p for p in Policy if p.needs_heights])
+def test_a_policy_for_heights_is_refused_without(policy):
+    with pytest.raises(InputError, match=r"^modules of the kinds image, .* without heights; exp"):
+        _Run(policy, heights=False)

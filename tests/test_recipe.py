@@ -6,6 +6,7 @@ from earthgate_geo.errors import InputError
 from earthgate_geo.recipe import (
     CROSSEARTH_512,
     CROSSEARTH_1024,
+    MFNET,
     Dacs,
     MultiTask,
     Policy,
@@ -31,6 +32,7 @@ from earthgate_geo.recipe import (
             warmup=2,
             planned=9,
         ),
+        MFNET,
     ],
 )
 def test_a_recipe_comes_back_from_json(recipe):
@@ -39,7 +41,7 @@ def test_a_recipe_comes_back_from_json(recipe):
 
 def test_a_document_from_before_styles_and_reconstruction_is_a_recipe_without():
     document = Recipe(steps=7).to_json()
-    for key in ("styles", "multitask", "warmup", "planned"):
+    for key in ("styles", "multitask", "warmup", "planned", "optimiser", "drops", "mirrored"):
         del document[key]
 
     assert Recipe.from_json(document) == Recipe(steps=7)
@@ -73,6 +75,13 @@ def test_the_rate_rises_evenly_and_then_falls_towards_the_planned_end():
     recipe = Recipe(steps=6, warmup=2, planned=10, power=1.0)
 
     assert [recipe.rate(step) for step in range(6)] == [0.5, 1, 1, 0.875, 0.75, 0.625]
+
+
+def test_the_rate_of_mfnet_is_a_tenth_after_half_seven_tenths_and_nine_tenths():
+    epochs = [MFNET.rate(1000 * epoch) for epoch in range(50)]
+
+    assert epochs == pytest.approx([1] * 25 + [0.1] * 10 + [0.01] * 10 + [0.001] * 5)
+    assert MFNET.over(25_000).rate(12_500) == pytest.approx(0.1)
 
 
 def test_over_other_steps_a_recipe_takes_the_same_course():

@@ -64,10 +64,30 @@ def test_a_check_touches_nothing(tmp_path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.tif"]
 
 
+def test_ground_without_a_surface_is_refused() -> None:
+    assert refusal(MapRequest(src="s.tif", dst=Path("m.tif"), dtm="dtm.tif")) == (
+        "--dtm without --dsm; expected the surface model that it is subtracted from. "
+        "Give heights that are above ground already as --dsm alone."
+    )
+
+
+def test_heights_that_are_not_there_are_refused_before_torch_is_loaded() -> None:
+    asked = MapRequest(src="s.tif", dst=Path("m.tif"), dsm="nope.tif")
+
+    assert refusal(asked) == "nope.tif does not exist; expected a raster file."
+
+
+def test_heights_are_inputs_that_no_output_replaces() -> None:
+    asked = MapRequest(src="s.tif", dst=Path("m.tif"), dsm="dsm.tif", dtm="dtm.tif")
+
+    assert asked.inputs() == ["s.tif", "dsm.tif", "dtm.tif"]
+
+
 def test_an_unknown_policy_is_refused() -> None:
     assert refusal(AdaptRequest(src="s.tif", policy="magic")) == (
-        "the policy 'magic'; expected gate, all, spatial, semantic, frequency, rein, head-only, "
-        "full, random-k, fixed-k, grad-norm-k, matched-all."
+        "the policy 'magic'; expected gate, all, spatial, semantic, frequency, rein, "
+        "mmadapter, mmlora, separate, head-only, full, random-k, fixed-k, grad-norm-k, "
+        "matched-all."
     )
 
 

@@ -101,7 +101,9 @@ scenes = _together(
         show_default=True,
         help="Ground size of a pixel that the network sees, in metres.",
     ),
-    click.option("--assume-crs", metavar="CRS", help="CRS of a scene that names none."),
+    click.option("--assume-crs", metavar="CRS", help="CRS of files that name none."),
+    click.option("--dsm", metavar="FILE", help="Raster of heights; any CRS, grid and unit."),
+    click.option("--dtm", metavar="FILE", help="Heights of the ground, to subtract from --dsm."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
 )
 
@@ -236,7 +238,7 @@ start = _together(
     click.option("--weights", metavar="FILE|published", help="The backbone's; random without."),
     click.option(
         "--head",
-        type=click.Choice(["linear", "fpn", "mask2former"]),
+        type=click.Choice(["linear", "fpn", "mask2former", "mfnet"]),
         help="A new head [default: the model's, or fpn].",
     ),
     policy,

@@ -29,6 +29,11 @@ def plan_lines(document: Document) -> Iterator[str]:
 
 def map_lines(document: Document) -> Iterator[str]:
     """Say what a map shows and where it is."""
+    yield from document["remarks"]
+    yield from _mapped_lines(document)
+
+
+def _mapped_lines(document: Document) -> Iterator[str]:
     yield f"mapped {_tiles(document)}; {_duration(document['seconds']['total'])} in all"
     for entry in document["classes"]:
         yield f"  {entry['name']:<16}{entry['share']:>7.1%}{entry['hectares']:>12,.2f} ha"
@@ -79,7 +84,7 @@ def adapt_lines(document: Document) -> Iterator[str]:
         yield from _written(document)
         yield from batch_lines(document)
     elif document.get("tiles"):
-        yield from map_lines(document)
+        yield from _mapped_lines(document)
     else:
         yield from _written(document)
 

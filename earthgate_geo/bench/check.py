@@ -41,7 +41,7 @@ def check_settings(root: Path) -> Document:
     for setting in SETTINGS.values():
         parts = {}
         for role, part in setting.parts.items():
-            key = (part.dataset, part.split, part.tiles, part.borders)
+            key = (part.dataset, part.split, part.tiles, part.borders, part.heights)
             if key not in looked:
                 looked[key] = _look(root, part)
             parts[role] = looked[key]

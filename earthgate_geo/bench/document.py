@@ -40,6 +40,9 @@ def _scores(document: Document) -> Iterable[Sequence[str]]:
     for entry in document["classes"]:
         yield entry["name"], percent(entry["iou_last"]), percent(entry["iou_best_on_test"])
     yield "**mean**", percent(document["miou_last"]), percent(document["miou_best_on_test"])
+    for score, title in (("mean_f1", "mean F1"), ("accuracy", "accuracy, all classes")):
+        last, best = (document[f"{score}_{which}"] for which in ("last", "best_on_test"))
+        yield title, percent(last), percent(best)
     if document["miou_before"] is not None:
         yield "mean before training", percent(document["miou_before"]), ""
 

@@ -73,13 +73,14 @@ def vaihingen(split: Literal["train", "test"]) -> Part:
 
 
 def fused(dataset: str, tiles: tuple[str, ...], *, patch_px: int | None = None) -> Part:
-    """Return tiles of MFNet, all of which are training tiles for others; patches are ours."""
+    """Return tiles of MFNet with heights, all of which others train on; patches are ours."""
     return Part(
         dataset=dataset,
         split="train",
         labels=classes.ISPRS_COLORS,
         rest=UNKNOWN_NAME,
         tiles=tiles,
+        heights=True,
         patch_px=patch_px,
         images=len(tiles),
     )
@@ -94,6 +95,7 @@ def hunan(split: str, images: int) -> Part:
         rest=UNKNOWN_NAME,
         bands=(4, 3, 2),
         scaling="scene",
+        heights=True,
         images=images,
     )
 

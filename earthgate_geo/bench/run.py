@@ -16,6 +16,7 @@ from earthgate_geo.data.benchmarks.finder import open_part
 from earthgate_geo.data.benchmarks.part import OTHER_NAME, Part
 from earthgate_geo.data.patches import Patch, PatchDataset, cut
 from earthgate_geo.data.stream import StepStream
+from earthgate_geo.errors import InputError
 from earthgate_geo.jobs.prepare import readers, torch_device
 from earthgate_geo.jobs.start import Start, starting_model
 from earthgate_geo.model_file import DEFAULT_MODEL, find_model, read_header
@@ -94,7 +95,13 @@ def open_images(root: Path, setting: Setting, classes: Sequence[str]) -> Images:
         remarks.update(dict.fromkeys(data.remarks))
         whole = [Patch(pair) for pair in data.pairs]
         patches = whole if part.patch_px is None else cut(data.pairs, part.patch_px)
-        return PatchDataset(patches, codes=data.codes, bands=part.bands, scaling=part.scaling)
+        return PatchDataset(
+            patches,
+            codes=data.codes,
+            bands=part.bands,
+            scaling=part.scaling,
+            heights=part.heights,
+        )
 
     return Images(
         source=opened(setting.source),
@@ -129,8 +136,20 @@ def _class_table(names: Sequence[str]) -> ClassTable:
 
 def _run(setting: Setting, request: BenchRequest, monitor: Monitor) -> Document:
     recipe, device = request.recipe(setting.recipe), torch_device(request.device)
+    fused = setting.protocol == "fuse"
+    if recipe.policy.needs_heights and not fused:
+        raise InputError(
+            found=f"--policy {recipe.policy} for {setting.name}, whose images have no heights",
+            expected="a setting with heights, such as fuse-vaihingen",
+        )
     classes = network_classes(setting, request)
-    start = starting_model(request, classes, crop_px=recipe.crop_px, seed=recipe.seed)
+    start = starting_model(
+        request,
+        classes,
+        crop_px=recipe.crop_px,
+        seed=recipe.seed,
+        heights=fused,
+    )
     if "local" in setting.suites and start.name == DEFAULT_MODEL:
         monitor.warn(
             "The packaged model has seen every place: the score says nothing about a new one"
@@ -214,6 +233,10 @@ def _scores(examination: Examination, last: int) -> Document:
         "miou_before": examination.mean_iou(0) if 0 in examination.found else None,
         "miou_last": examination.mean_iou(last),
         "miou_best_on_test": examination.mean_iou(best),
+        "mean_f1_last": examination.mean_f1(last),
+        "mean_f1_best_on_test": examination.mean_f1(best),
+        "accuracy_last": examination.accuracy(last),
+        "accuracy_best_on_test": examination.accuracy(best),
         "step_of_best": best,
     }
 

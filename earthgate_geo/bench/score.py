@@ -3,8 +3,11 @@
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from earthgate_geo.bench.settings import Setting
@@ -54,16 +57,30 @@ class Examination:
 
     def iou(self, step: int) -> dict[str, float | None]:
         """Return the IoU after ``step`` steps by class that the labels name; None if undefined."""
-        found = dict(zip(self.names, self.found[step].iou().tolist(), strict=True))
+        return self._by_class(self.found[step].iou())
+
+    def mean_iou(self, step: int) -> float | None:
+        """Return the mean IoU after ``step`` steps over the classes that count."""
+        return self._mean(self.iou(step))
+
+    def mean_f1(self, step: int) -> float | None:
+        """Return the mean F1 after ``step`` steps over the classes that count."""
+        return self._mean(self._by_class(self.found[step].f1()))
+
+    def accuracy(self, step: int) -> float | None:
+        """Return the share of right pixels after ``step`` steps, over all classes."""
+        share = self.found[step].accuracy()
+        return None if math.isnan(share) else share
+
+    def _by_class(self, scores: NDArray[np.float64]) -> dict[str, float | None]:
+        found = dict(zip(self.names, scores.tolist(), strict=True))
         return {
             name: None if math.isnan(found[name]) else found[name]
             for name in self.setting.classes
             if name in found
         }
 
-    def mean_iou(self, step: int) -> float | None:
-        """Return the mean IoU after ``step`` steps over the classes that count."""
-        found = self.iou(step)
+    def _mean(self, found: Mapping[str, float | None]) -> float | None:
         counted = [v for k, v in found.items() if v is not None and k not in self.setting.unscored]
         return statistics.mean(counted) if counted else None
 

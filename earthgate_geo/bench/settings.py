@@ -9,7 +9,14 @@ from earthgate_geo.bench import classes, parts
 from earthgate_geo.bench.published import Published, published
 from earthgate_geo.data.benchmarks.part import Part
 from earthgate_geo.errors import InputError
-from earthgate_geo.recipe import CROSSEARTH_512, CROSSEARTH_1024, Dacs, Recipe, Selection
+from earthgate_geo.recipe import (
+    CROSSEARTH_512,
+    CROSSEARTH_1024,
+    MFNET,
+    Dacs,
+    Recipe,
+    Selection,
+)
 
 Protocol = Literal["generalise", "adapt", "fuse"]
 """Source alone; source and unlabelled target; image and height of one dataset."""
@@ -78,7 +85,6 @@ _ADAPTING = replace(
 )
 _CROSSEARTH = replace(CROSSEARTH_512, policy=_ADAPTER.policy, styles=None, multitask=None)
 _CROSSEARTH_LARGE = replace(CROSSEARTH_1024, policy=_ADAPTER.policy, styles=None, multitask=None)
-_FUSING = replace(_ADAPTER, steps=50_000, batch=10, crop_px=256)
 _LOCAL = Recipe(
     steps=60,
     batch=2,
@@ -113,15 +119,24 @@ _DISASTER_SIZE = (
 )
 _ERODED = "Labels are the eroded ones, of which borders are unknown, where these are found."
 _MEAN = "Whether the paper's mean counts the background is not known; here it does."
-_FUSION = "Fusion does not exist yet: it runs on the image alone."
 _MFNET = (
-    "MFNet trains by SGD at a rate of 0.01 on plain crops and mirror images; optimiser, rate, "
-    "weight decay and augmentation here are Earth-Adapter's."
+    "Optimiser, rates, steps, crops and mirror images are MFNet's; its network is --backbone "
+    "samvit_large_patch16 with its weights, --head mfnet and --policy mmadapter or mmlora."
 )
-_MFNET_TILES = "MFNet trains on whole labels and tests on eroded ones."
+_MFNET_DIFFERS = (
+    "Not as MFNet: heights are scaled by their 1st and 99th percentile instead of the least and "
+    "the largest, the network normalises pixels by its own mean and deviation, norms do not "
+    "decay, overlapping windows sum probabilities instead of logits, and the test images are "
+    "looked at ten times instead of after each of 50 epochs."
+)
+_MFNET_TILES = (
+    "MFNet trains on whole labels and tests on eroded ones, and so does this; its crops lie "
+    "anywhere in a tile, ours in patches of 512 px."
+)
 _HUNAN_FILES = (
     "The archive's inner folders were read off MFNet's preparation script; its 450 training "
-    "patches are train and val together. Pixels are stretched by the statistics of their patch."
+    "patches are train and val together. Pixels are stretched by the statistics of their patch; "
+    "heights are the first band of its topography."
 )
 
 
@@ -268,9 +283,9 @@ def _fused() -> Iterator[Setting]:
             test=replace(parts.fused(name, split["test"]), borders="eroded"),
             classes=classes.ISPRS,
             unscored=("clutter",),
-            recipe=_FUSING,
+            recipe=MFNET,
             test_stride_px=stride_px,
-            notes=(_FUSION, _MFNET, _MFNET_TILES),
+            notes=(_MFNET, _MFNET_DIFFERS, _MFNET_TILES),
         )
     yield Setting(
         name="fuse-hunan",
@@ -280,9 +295,9 @@ def _fused() -> Iterator[Setting]:
         source=parts.hunan("train+val", 450),
         test=parts.hunan("test", 50),
         classes=classes.HUNAN,
-        recipe=replace(_FUSING, steps=25_000),
+        recipe=MFNET.over(25_000),
         test_stride_px=256,
-        notes=(_FUSION, _MFNET, _HUNAN_FILES),
+        notes=(_MFNET, _MFNET_DIFFERS, _HUNAN_FILES),
     )
 
 

@@ -1,12 +1,14 @@
 """Random crops of training patches, varied in size, mirrored and varied in colour."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.metrics import UNKNOWN
 
 Item = dict[str, Tensor]
@@ -17,6 +19,12 @@ _TRIES = 10
 _MOST_OF_ONE_CLASS = 0.75
 _COUNTED_PX = 96
 """Pixels per side of a crop from which the shares of its classes are estimated."""
+
+_BANDS = 3
+"""Channels of an image before its heights."""
+
+_HEIGHTS_LOST = 0.1
+"""Share of the varied crops that lose their heights: a model must do without where none are."""
 
 _BRIGHTNESS = 32 / 255
 _FACTORS = (0.5, 1.5)
@@ -30,7 +38,8 @@ def random_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
 
     Of ten places the first is taken where no class has more than three quarters of the labelled
     pixels, else the most mixed one. Where the patch ends before the crop, on the right and below,
-    the image continues in its mean colour, unknown and invalid.
+    the image continues in its mean colour, unknown and invalid. Colours are those of the bands:
+    heights keep their values, but a tenth of the crops lose them all.
 
     Source:
         RandomResize, RandomCrop (cat_max_ratio 0.75), RandomFlip and PhotoMetricDistortion of
@@ -39,7 +48,8 @@ def random_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
         turn hue and saturation in YIQ instead of HSV.
 
     Args:
-        item: ``image`` (3, row, col) in 0..1, ``mask`` and ``valid`` (row, col).
+        item: ``image`` (channel, row, col), ``mask`` and ``valid`` (row, col), as
+            ``PatchDataset`` reads them.
         crop_px: Height and width of the result.
         rng: Source of all randomness.
     """
@@ -47,7 +57,17 @@ def random_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
     crop = _resized(_mixed_place(item, side, rng), crop_px / side)
     if rng.random() < 0.5:
         crop = {name: values.flip(-1) for name, values in crop.items()}
-    return _padded(crop | {"image": _recolored(crop["image"], rng)}, crop_px)
+    bands, heights = crop["image"][:_BANDS], crop["image"][_BANDS:]
+    if len(heights) and rng.random() < _HEIGHTS_LOST:
+        heights = torch.full_like(heights, NO_HEIGHT)
+    return _padded(crop | {"image": torch.cat([_recolored(bands, rng), heights])}, crop_px)
+
+
+def mirrored_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
+    """Cut a square as ``plain_crop`` does and turn each of its axes half of the time."""
+    crop = plain_crop(item, crop_px, rng)
+    axes = [axis for axis in (-2, -1) if rng.random() < 0.5]
+    return {name: values.flip(axes) for name, values in crop.items()}
 
 
 def plain_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
@@ -93,13 +113,33 @@ def _commonest_share(mask: Tensor) -> float:
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
+def resized_apart(image: Tensor, resize: Callable[[Tensor], Tensor]) -> Tensor:
+    """Bring an image to another size whose heights, if any, are averages of those that there are.
+
+    Args:
+        image: (channel, row, col), three bands and perhaps heights.
+        resize: Brings channels of any number to the size.
+    """
+    bands, heights = image[:_BANDS], image[_BANDS:]
+    if not len(heights):
+        return resize(bands)
+    known = heights != NO_HEIGHT
+    share, summed = resize(known.float()), resize(heights.masked_fill(~known, 0))
+    found = torch.where(share > 0, (summed / share).clamp(0, 1), NO_HEIGHT)
+    return torch.cat([resize(bands), found])
+
+
 def _resized(item: Item, scale: float) -> Item:
     if scale == 1:
         return item
     rows, cols = (max(1, round(length * scale)) for length in item["mask"].shape)
-    image = functional.interpolate(
-        item["image"][None], (rows, cols), mode="bilinear", antialias=scale < 1
-    )[0]
+
+    def resize(image: Tensor) -> Tensor:
+        return functional.interpolate(
+            image[None], (rows, cols), mode="bilinear", antialias=scale < 1
+        )[0]
+
+    image = resized_apart(item["image"], resize)
     # The pixel under the middle of each new one, as torch's "nearest-exact", but for integers.
     down = ((np.arange(rows) + 0.5) * (item["mask"].shape[0] / rows)).astype(np.intp)
     across = ((np.arange(cols) + 0.5) * (item["mask"].shape[1] / cols)).astype(np.intp)
@@ -128,5 +168,6 @@ def _padded(item: Item, crop_px: int) -> Item:
     mask = functional.pad(item["mask"], pads, value=UNKNOWN)
     valid = functional.pad(item["valid"], pads, value=False)
     image = item["image"].mean((1, 2))[:, None, None].expand(-1, crop_px, crop_px).clone()
+    image[_BANDS:] = NO_HEIGHT
     image[:, :rows, :cols] = item["image"]
     return {"image": image, "mask": mask, "valid": valid}

@@ -14,7 +14,13 @@ from earthgate_geo.data.label_raster import names_nodata
 from earthgate_geo.data.label_shapes import shape_count, shape_words
 from earthgate_geo.data.labels import LabelLayer, open_labels, shapes_layer
 from earthgate_geo.data.pairs import Pair, is_raster, table_of
-from earthgate_geo.data.patches import Patch, check_size, chosen_bands, patches_of
+from earthgate_geo.data.patches import (
+    Patch,
+    check_heights,
+    check_size,
+    chosen_bands,
+    patches_of,
+)
 from earthgate_geo.data.problems import Problems
 from earthgate_geo.errors import ClassNameError, DataError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
@@ -172,6 +178,8 @@ def _opened(pair: Pair, meaning: _Meaning, reading: Reading) -> LabelledScene:
     scene, misplaced = _placed(pair.image, reading.assume_crs)
     with scene:
         chosen_bands(scene, reading.bands)
+        if pair.height is not None:
+            check_heights(pair, scene)
         labels = _labels(pair, scene, misplaced, meaning, reading)
         with closing(labels):
             patches = tuple(
@@ -291,7 +299,7 @@ class _PixelCodes:
         self.named = names.named(())
         self._nodata_is_data = names_nodata(str(self._path), names.label_map or {})
         with _unplaced(self._path) as raster:
-            check_size(pair, scene, raster)
+            check_size(scene, raster)
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         with _unplaced(self._path) as raster:

@@ -15,8 +15,9 @@ _RASTERS = frozenset(
     {".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".vrt", ".webp"}
 )
 _VECTORS = frozenset({".fgb", ".geojson", ".gpkg", ".shp"})
-COMPANIONS = ("_labels", "_truth", "_dsm")
-"""Endings of files beside a scene that are no scenes; the first are its labels."""
+_LABELS, _DSM = "_labels", "_dsm"
+COMPANIONS = (_LABELS, "_truth", _DSM)
+"""Endings of files beside a scene that are no scenes."""
 
 _COLORS = (
     *("#d1492e", "#3f86c6", "#5f9a4a", "#dcc38c", "#54565b"),
@@ -40,23 +41,33 @@ class Pair:
     row: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The pair's line of the manifest, by column; empty without one."""
 
+    height: Path | None = None
+    """A raster whose first band holds heights; None where nobody measured any."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it has: image, labels, heights."""
+        return tuple(path for path in (self.image, self.label, self.height) if path is not None)
+
 
 def open_pairs(
-    root: Path, *, where: Mapping[str, str] | None = None
+    root: Path, *, where: Mapping[str, str] | None = None, heights: bool = False
 ) -> tuple[list[Pair], ClassTable | None]:
     """List the images of a folder, with their labels and classes if it has them.
 
     With a ``manifest.csv`` (columns ``image`` and ``label``, paths from the folder, ``label`` may
-    be empty or absent; images of one ``scene`` share their statistics) its lines in its order,
-    else the files of ``images/`` by name, each with the file of the same stem in ``labels/``, else
-    the rasters in the folder itself, each with ``<stem>_labels`` beside it, where files that end
-    in ``_labels``, ``_truth`` or ``_dsm`` are no images. The classes come from ``classes.json``:
+    be empty or absent, and so may ``dsm``; images of one ``scene`` share their statistics) its
+    lines in its order, else the files of ``images/`` by name, each with the file of the same stem
+    in ``labels/`` and in ``dsm/``, else the rasters in the folder itself, each with
+    ``<stem>_labels`` and ``<stem>_dsm`` beside it, where files that end in ``_labels``, ``_truth``
+    or ``_dsm`` are no images. The classes come from ``classes.json``:
     ``{"0": "water", "1": "land"}`` or a list of
     ``{"value": 0, "name": "water", "color": "#3f86c6"}``, where the colours may be left out.
 
     Args:
         root: The folder.
         where: Wanted value by column of the manifest; all of them must hold.
+        heights: Whether heights are looked for; without, no pair has any.
 
     Returns:
         The pairs, at least one, and the classes, None without a ``classes.json``.
@@ -70,7 +81,7 @@ def open_pairs(
         raise InputError(found=f"{root} is not a folder", expected="a folder of training images")
     manifest, images = root / "manifest.csv", root / "images"
     if manifest.is_file():
-        pairs = _listed(manifest, where or {})
+        pairs = _listed(manifest, where or {}, ("label", "dsm") if heights else ("label",))
     elif where:
         column, value = next(iter(where.items()))
         raise InputError(
@@ -78,7 +89,9 @@ def open_pairs(
             expected="a manifest with that column",
         )
     elif images.is_dir():
-        pairs = _matched(_rasters(images), root / "labels", ending="")
+        pairs = _matched(
+            _rasters(images), (root / "labels", ""), (root / "dsm", ""), heights=heights
+        )
         if not pairs:
             raise DataError(
                 found=f"{images} holds no image",
@@ -86,7 +99,7 @@ def open_pairs(
             )
     else:
         scenes = [path for path in _rasters(root) if not path.stem.endswith(COMPANIONS)]
-        pairs = _matched(scenes, root, ending=COMPANIONS[0])
+        pairs = _matched(scenes, (root, _LABELS), (root, _DSM), heights=heights)
         if not pairs:
             raise DataError(
                 found=f"{root} holds neither images nor images/ nor a manifest.csv",
@@ -98,7 +111,8 @@ def open_pairs(
     return pairs, read_classes(classes) if classes.is_file() else None
 
 
-def _listed(manifest: Path, where: Mapping[str, str]) -> list[Pair]:
+def _listed(manifest: Path, where: Mapping[str, str], beside: Sequence[str]) -> list[Pair]:
+    """Read a manifest and of its columns of files beside the images those of ``beside``."""
     columns, rows = _table(manifest)
     if "image" not in columns:
         raise DataError(
@@ -119,7 +133,7 @@ def _listed(manifest: Path, where: Mapping[str, str]) -> list[Pair]:
                 found=f"no line of {manifest} has {_some([f'{c}={v}' for c, v in where.items()])}",
                 expected=f"{column} among {_some(values)}",
             )
-    pairs = [_pair(manifest.parent, row) for row in rows]
+    pairs = [_pair(manifest.parent, row, beside) for row in rows]
     missing = _missing(pairs)
     if missing:
         error = DataError(
@@ -148,40 +162,55 @@ def _table(manifest: Path) -> tuple[list[str], list[dict[str, str]]]:
     return list(table.fieldnames or ()), rows
 
 
-def _pair(root: Path, row: Mapping[str, str]) -> Pair:
-    return Pair(root / row["image"], root / row["label"] if row.get("label") else None, row)
+def _pair(root: Path, row: Mapping[str, str], beside: Sequence[str]) -> Pair:
+    files = {column: root / row[column] for column in beside if row.get(column)}
+    return Pair(root / row["image"], files.get("label"), row, files.get("dsm"))
 
 
 def _missing(pairs: list[Pair]) -> list[Path]:
-    files = dict.fromkeys(path for pair in pairs for path in (pair.image, pair.label) if path)
+    files = dict.fromkeys(path for pair in pairs for path in pair.files)
     return [path for path in files if not path.is_file()]
 
 
-def _matched(pictures: list[Path], folder: Path, *, ending: str) -> list[Pair]:
-    """Pair images with the label files of ``folder`` that have their stem and the ending."""
+_Place = tuple[Path, str]
+"""A folder, and what the stems of its files end in after the image's."""
+
+
+def _matched(pictures: list[Path], labels: _Place, dsm: _Place, *, heights: bool) -> list[Pair]:
+    """Pair images with the files that have their stem."""
+    drawn = _beside(pictures, labels, _RASTERS | _VECTORS, called="labels")
+    measured = _beside(pictures, dsm, _RASTERS, called="heights") if heights else {}
+    return [Pair(path, drawn.get(path), height=measured.get(path)) for path in pictures]
+
+
+def _beside(
+    pictures: list[Path], place: _Place, suffixes: frozenset[str], *, called: str
+) -> dict[Path, Path]:
+    """Return the files of a folder that belong to an image, by image."""
+    folder, ending = place
     if not folder.is_dir():
-        return [Pair(path) for path in pictures]
-    drawn = sorted(p for p in folder.iterdir() if p.suffix.lower() in _RASTERS | _VECTORS)
+        return {}
     by_stem: dict[str, Path] = {}
     images: dict[str, Path] = {}
     for path in pictures:
         images.setdefault(path.stem + ending, path)
-    for path in drawn:
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes):
         other = by_stem.setdefault(path.stem, path)
         if other != path and path.stem in images:
             raise DataError(
-                found=f"{other} and {path} are labels of the same image",
+                found=f"{other} and {path} are {called} of the same image",
                 expected="one file of each name",
             )
     for path in pictures:
         other = images[path.stem + ending]
         if other != path and path.stem + ending in by_stem:
             raise DataError(
-                found=f"{other} and {path} have the same labels, {by_stem[path.stem + ending]}",
+                found=f"{other} and {path} have the same {called}, {by_stem[path.stem + ending]}",
                 expected="one image of each name",
                 fix="Move the copy elsewhere",
             )
-    return [Pair(path, by_stem.get(path.stem + ending)) for path in pictures]
+    stems = {path: path.stem + ending for path in pictures}
+    return {path: by_stem[stem] for path, stem in stems.items() if stem in by_stem}
 
 
 def _rasters(folder: Path) -> list[Path]:

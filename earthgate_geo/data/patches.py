@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from earthgate_geo.data.augment import resized_apart
+from earthgate_geo.data.heights import (
+    NO_HEIGHT,
+    UNSCALED,
+    HeightLayer,
+    height_channel,
+    height_radiometry,
+    known_heights,
+    open_heights,
+)
 from earthgate_geo.data.label_codes import LabelCodes
 from earthgate_geo.data.pairs import Pair
 from earthgate_geo.data.scenes import plan_tiles, resized
 from earthgate_geo.errors import BandError, DataError, InputError
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.raster.bands import RGB
-from earthgate_geo.raster.grid import Size, Tiling, Window
+from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
 from earthgate_geo.raster.read import (
     COARSE_PX,
     Pixels,
@@ -64,6 +75,9 @@ class Patch:
     labels: Labels | None = None
     """Where its labels come from; None is the pair's file, pixel on pixel."""
 
+    grid: Grid | None = None
+    """The image's, onto which its heights are brought; None if they lie on it pixel on pixel."""
+
 
 def cut(pairs: Iterable[Pair], patch_px: int) -> list[Patch]:
     """Cut images into square patches that cover them, the last row and column moved inward.
@@ -85,7 +99,7 @@ def cut(pairs: Iterable[Pair], patch_px: int) -> list[Patch]:
             size = image.grid.size
         if pair.label is not None:
             with _open(pair.label) as labels:
-                check_size(pair, image, labels)
+                check_size(image, labels)
         patches += [Patch(pair, window.clipped(size)) for window in Tiling(size, square, square)]
     return patches
 
@@ -107,8 +121,10 @@ def patches_of(
         InputError: ``gsd_m`` is more than 32 times away from the image's.
     """
     size = image.grid.size
+    grid = image.grid if pair.height and image.grid.crs else None
     if gsd_m is None or not image.grid.crs:
-        return [Patch(pair, window) for window in _parts(size, Size(patch_px, patch_px))]
+        square = Size(patch_px, patch_px)
+        return [Patch(pair, window, grid=grid) for window in _parts(size, square)]
     plan = plan_tiles(
         image.grid,
         tile_px=patch_px,
@@ -119,7 +135,7 @@ def patches_of(
     )
     down, across = patch_px / plan.tile.rows, patch_px / plan.tile.cols
     return [
-        Patch(pair, window, _scaled(window.size, down, across))
+        Patch(pair, window, _scaled(window.size, down, across), grid=grid)
         for window in _parts(size, plan.tile)
     ]
 
@@ -144,10 +160,11 @@ def _scaled(size: Size, down: float, across: float) -> Size:
 def joint_radiometry(
     pairs: Iterable[Pair], *, bands: tuple[int, ...] | None = None
 ) -> dict[str, Radiometry]:
-    """Return the percentiles of scenes that are cut into several images, by the images' paths.
+    """Return the percentiles of scenes that are cut into several images, for ``PatchDataset``.
 
-    Images belong together whose lines of the manifest have the same ``scene``; others are left
-    out. All of a scene's images together give as many samples as one decimated read of the whole.
+    Images belong together, and so do their heights, whose lines of the manifest have the same
+    ``scene``; others are left out. All of a scene's images together give as many samples as one
+    decimated read of the whole.
 
     Args:
         pairs: The images.
@@ -168,7 +185,23 @@ def joint_radiometry(
             low, high = np.nanpercentile(samples, (1, 99), axis=1).tolist()
             radiometry = Radiometry(tuple(low), tuple(high))
             found |= {str(pair.image): radiometry for pair in tiles}
+        heights = height_radiometry(np.concatenate([_heights_in(p, longest_px) for p in tiles]))
+        if heights is not None:
+            found |= {_height_key(pair): heights for pair in tiles}
     return found
+
+
+def _height_key(pair: Pair) -> str:
+    """Return what stands for the percentiles of a pair's heights: one file may serve many."""
+    return f"{pair.image} heights"
+
+
+def _heights_in(pair: Pair, longest_px: int) -> NDArray[np.float32]:
+    """Return some of the heights of a pair's file, (pixel,)."""
+    if pair.height is None:
+        return np.empty(0, np.float32)
+    with _open(pair.height) as dsm:
+        return known_heights(dsm.preview((1,), longest_px=longest_px)).ravel()
 
 
 def _sample(pair: Pair, bands: tuple[int, ...] | None, longest_px: int) -> NDArray[Any]:
@@ -177,6 +210,67 @@ def _sample(pair: Pair, bands: tuple[int, ...] | None, longest_px: int) -> NDArr
         pixels = image.preview(chosen_bands(image, bands), longest_px=longest_px)
     samples: NDArray[Any] = pixels.values[:, pixels.valid]
     return samples
+
+
+class PixelHeights:
+    """Heights that lie on an image pixel on pixel, as those of benchmarks do.
+
+    Args:
+        dsm: The first band counts.
+        image: The image.
+
+    Raises:
+        DataError: They are not of one size.
+    """
+
+    def __init__(self, dsm: Scene, image: Scene) -> None:
+        self._dsm = dsm
+        check_size(image, dsm, called="heights")
+
+    def read(self, window: Window) -> Pixels:
+        """Return the heights (1, row, col) of a window inside the image, and where they are."""
+        heights = known_heights(self._dsm.read(window, (1,)))
+        known = np.isfinite(heights)
+        return Pixels(np.where(known, heights, np.float32(0))[None], known)
+
+    def radiometry(self) -> Radiometry:
+        """Return the percentiles of one decimated read, as ``HeightLayer`` does."""
+        return height_radiometry(known_heights(self._dsm.preview((1,)))) or UNSCALED
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._dsm.close()
+
+
+def heights_of(pair: Pair, image: Scene, grid: Grid | None) -> HeightLayer | PixelHeights:
+    """Open the heights of a pair that has some.
+
+    Args:
+        pair: The pair.
+        image: Its image.
+        grid: The image's, onto which they are brought; None if they lie on it pixel on pixel.
+
+    Raises:
+        EarthgateError: As ``HeightLayer`` and ``PixelHeights`` say.
+    """
+    if grid is not None:
+        return open_heights(str(pair.height), grid)
+    dsm = _open(Path(str(pair.height)))
+    try:
+        return PixelHeights(dsm, image)
+    except BaseException:
+        dsm.close()
+        raise
+
+
+def check_heights(pair: Pair, image: Scene) -> None:
+    """Refuse heights of a pair that cannot be used, before any trains.
+
+    Raises:
+        EarthgateError: As ``heights_of`` says, or there is no height in the image.
+    """
+    with closing(heights_of(pair, image, image.grid if image.grid.crs else None)) as layer:
+        layer.radiometry()
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
@@ -194,6 +288,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             own 1st and 99th percentile, as mapping does.
         radiometry: Percentiles of images by path, in place of their own; see
             ``joint_radiometry``.
+        heights: Whether a channel of heights follows the bands.
 
     Raises:
         InputError: There are labels without ``codes``.
@@ -207,6 +302,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         bands: tuple[int, ...] | None = None,
         scaling: Scaling = "byte",
         radiometry: Mapping[str, Radiometry] | None = None,
+        heights: bool = False,
     ) -> None:
         labelled = [patch.pair.label for patch in patches if patch.pair.label is not None]
         if codes is None and labelled:
@@ -217,6 +313,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.patches = tuple(patches)
         self._codes, self._bands, self._scaling = codes, bands, scaling
         self._radiometry = dict(radiometry or {})
+        self._heights = heights
         self._kept: dict[int, _Read] = {}
         self._kept_bytes = 0
 
@@ -236,15 +333,17 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             bands=self._bands,
             scaling=self._scaling,
             radiometry=self._radiometry,
+            heights=self._heights,
         )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Read a patch.
 
         Returns:
-            ``image`` float32 (3, row, col) in 0..1, grey where the file has no data; ``mask``
-            int64 (row, col), class indices, ``OTHER`` or ``UNKNOWN``; ``valid`` bool (row, col),
-            True where the image has data.
+            ``image`` float32 (channel, row, col): three bands in 0..1, grey where the file has no
+            data, and with heights these, from 0 to 1 between the percentiles of their file,
+            ``NO_HEIGHT`` where there is none; ``mask`` int64 (row, col), class indices, ``OTHER``
+            or ``UNKNOWN``; ``valid`` bool (row, col), True where the image has data.
 
         Raises:
             InputError: A file is not there, or its bands are unclear.
@@ -254,9 +353,11 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         read = self._kept.get(index) or self._read(self.patches[index])
         if index not in self._kept and self._kept_bytes < _KEPT_BYTES:
             self._kept[index] = read
-            self._kept_bytes += read.pixels.values.nbytes + 2 * read.labels.nbytes
+            self._kept_bytes += read.nbytes
         image = read.radiometry.scale(read.pixels.values)
         image[:, ~read.pixels.valid] = _GRAY
+        if read.heights is not None:
+            image = np.concatenate([image, read.heights])
         item = {
             "image": torch.from_numpy(image),
             "mask": torch.from_numpy(read.labels.astype(np.int64)),
@@ -271,9 +372,10 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             bands = chosen_bands(image, self._bands)
             pixels = image.read(window, bands)
             radiometry = self._scale(image, bands) if pixels.valid.any() else _BYTES
+            heights = self._heights_of(patch, image, window) if self._heights else None
         labels = self._labels(patch, image, window)
         labels[~pixels.valid] = UNKNOWN
-        return _Read(pixels, radiometry, labels)
+        return _Read(pixels, radiometry, labels, heights)
 
     def _scale(self, image: Scene, bands: tuple[int, ...]) -> Radiometry:
         if self._scaling == "scene":
@@ -288,6 +390,18 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             )
         return _BYTES
 
+    def _heights_of(self, patch: Patch, image: Scene, window: Window) -> NDArray[np.float32]:
+        """Return the channel of heights of a window, (1, row, col)."""
+        if patch.pair.height is None:
+            return np.full((1, window.size.rows, window.size.cols), NO_HEIGHT, np.float32)
+        with closing(heights_of(patch.pair, image, patch.grid)) as layer:
+            pixels = layer.read(window)
+            key = _height_key(patch.pair)
+            if key not in self._radiometry:
+                self._radiometry[key] = layer.radiometry()
+        scaled = self._radiometry[key].scale(pixels.values)
+        return height_channel(scaled[0], pixels.valid)[None]
+
     def _labels(self, patch: Patch, image: Scene, window: Window) -> NDArray[np.uint8]:
         pair = patch.pair
         if pair.label is None or self._codes is None:
@@ -298,7 +412,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             finally:
                 patch.labels.close()
         with _open(pair.label) as labels:
-            check_size(pair, image, labels)
+            check_size(image, labels)
             # Whatever the file calls nodata is a code like the others: 0 is often a class.
             raw = labels.read(window, range(1, min(labels.count, 3) + 1)).values
         return self._codes.read(raw, pair.label)
@@ -309,6 +423,12 @@ class _Read:
     pixels: Pixels
     radiometry: Radiometry
     labels: NDArray[np.uint8]
+    heights: NDArray[np.float32] | None
+
+    @property
+    def nbytes(self) -> int:
+        heights = 0 if self.heights is None else self.heights.nbytes
+        return self.pixels.values.nbytes + 2 * self.labels.nbytes + heights
 
 
 def _shown(item: dict[str, Tensor], network: Size) -> dict[str, Tensor]:
@@ -317,24 +437,25 @@ def _shown(item: dict[str, Tensor], network: Size) -> dict[str, Tensor]:
     down = torch.arange(network.rows).add(0.5).mul(rows / network.rows).long()
     across = torch.arange(network.cols).add(0.5).mul(cols / network.cols).long()
     near = {name: item[name][down][:, across] for name in ("mask", "valid")}
-    return {"image": resized(item["image"], network)} | near
+    image = resized_apart(item["image"], lambda channels: resized(channels, network))
+    return {"image": image} | near
 
 
 def _open(path: Path) -> Scene:
     return open_scene(path, SceneOptions(placed=False))
 
 
-def check_size(pair: Pair, image: Scene, labels: Scene) -> None:
-    """Refuse labels that are not of their image's size.
+def check_size(image: Scene, beside: Scene, *, called: str = "labels") -> None:
+    """Refuse labels or heights that are not of their image's size.
 
     Raises:
         DataError: As the sentence says.
     """
-    size, other = image.grid.size, labels.grid.size
+    size, other = image.grid.size, beside.grid.size
     if size != other:
         raise DataError(
-            found=f"the labels {pair.label} are {other.rows} x {other.cols} px, their image "
-            f"{pair.image} {size.rows} x {size.cols} px",
+            found=f"the {called} {beside.path} are {other.rows} x {other.cols} px, their image "
+            f"{image.path} {size.rows} x {size.cols} px",
             expected="one size, pixel on pixel",
         )
 

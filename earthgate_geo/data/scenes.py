@@ -10,14 +10,13 @@ import shapely
 import torch
 from geopandas import GeoDataFrame
 from pyproj import CRS
-from rasterio.enums import Resampling
 from torch import Tensor
 from torch.nn import functional
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import GeoSlice
 
+from earthgate_geo.data.heights import NO_HEIGHT, HeightLayer, height_channel
 from earthgate_geo.data.labels import LabelLayer
-from earthgate_geo.data.warped import WarpedBand
 from earthgate_geo.errors import InputError
 from earthgate_geo.raster.grid import Grid, Size, Window
 from earthgate_geo.raster.read import Radiometry, Scene
@@ -48,8 +47,7 @@ class SceneDataset(GeoDataset):
         scene: The scene.
         bands: 1-based file bands to read.
         labels: Labels on the scene's grid.
-        heights: A surface model in any CRS and resolution; its first band is warped, bilinear
-            unless it lies on the scene's grid.
+        heights: Heights on the scene's grid.
         transforms: Applied to every sample.
     """
 
@@ -59,7 +57,7 @@ class SceneDataset(GeoDataset):
         *,
         bands: Sequence[int],
         labels: LabelLayer | None = None,
-        heights: Scene | None = None,
+        heights: HeightLayer | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
         self.paths = scene.path
@@ -67,7 +65,7 @@ class SceneDataset(GeoDataset):
         self.bands = tuple(bands)
         self.labels = labels
         self.transforms = transforms
-        self._heights = _warped_heights(heights, scene.grid) if heights else None
+        self.heights = heights
         gsd, size = scene.grid.gsd(), scene.grid.size
         self._res = (gsd.col_m, gsd.row_m)
         self.index = GeoDataFrame(
@@ -133,18 +131,17 @@ class SceneDataset(GeoDataset):
         }
         if self.labels is not None:
             sample["mask"] = torch.from_numpy(self.labels.read(window).astype(np.int64))
-        if self._heights is not None:
-            heights = self._heights.read(window)
-            sample["height"] = torch.from_numpy(heights.values[0].astype(np.float32, copy=False))
+        if self.heights is not None:
+            heights = self.heights.read(window)
+            sample["height"] = torch.from_numpy(heights.values[0])
             sample["height_valid"] = torch.from_numpy(heights.valid)
         return self.transforms(sample) if self.transforms else sample
 
-
-def _warped_heights(heights: Scene, grid: Grid) -> WarpedBand:
-    # On the scene's own grid nothing is to be interpolated, and rounding would mix neighbours.
-    aligned = heights.grid == grid
-    resampling = Resampling.nearest if aligned else Resampling.bilinear
-    return WarpedBand(heights, grid, resampling=resampling)
+    def close(self) -> None:
+        """Let go of the files of scene and heights."""
+        self.scene.close()
+        if self.heights is not None:
+            self.heights.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,26 +229,51 @@ class NetworkInput:
     """A transform of samples: ``image`` becomes what the network sees.
 
     Digital numbers become 0..1, invalid pixels grey, and the tile gets the network's size: area
-    average where it shrinks, bilinear where it grows, untouched where it fits. The rest of the
-    sample, ``valid`` and ``mask`` among it, stays in pixels of the scene.
+    average where it shrinks, bilinear where it grows, untouched where it fits. Heights, as
+    ``height_channel`` makes them, become the last channel: averages of those heights that there
+    are. The rest of the sample, ``valid`` and ``mask`` among it, stays in pixels of the scene.
 
     Args:
         radiometry: Of the scene, for the bands of the image.
         network: Size of the result, in pixels.
+        heights: Of the heights, for a network that takes them; ``UNSCALED`` where the samples
+            have none.
     """
 
-    def __init__(self, radiometry: Radiometry, network: Size) -> None:
+    def __init__(
+        self, radiometry: Radiometry, network: Size, *, heights: Radiometry | None = None
+    ) -> None:
         self.radiometry = radiometry
         self.network = network
+        self.heights = heights
 
     def __call__(self, sample: Sample) -> Sample:
-        """Return the sample with its ``image`` as float32 (band, row, col) in 0..1."""
+        """Return the sample with its ``image`` as float32 (channel, row, col).
+
+        Bands in 0..1, then, for a network that takes heights, these in 0..1 or ``NO_HEIGHT``.
+        """
         # The sample is ours: fresh memory for every step would cost more than the step.
         image = torch.from_numpy(self.radiometry.scale(sample["image"].numpy(), in_place=True))
         if not sample["valid"].numpy().all():  # torch takes ten times as long
             # Before resizing, or invalid numbers would bleed into their neighbours.
             image.masked_fill_(~sample["valid"], _GRAY)
-        return sample | {"image": resized(image, self.network)}
+        image = resized(image, self.network)
+        if self.heights is not None:
+            image = torch.cat([image, self._height(sample, self.heights)])
+        return sample | {"image": image}
+
+    def _height(self, sample: Sample, radiometry: Radiometry) -> Tensor:
+        """Return the channel of heights (1, row, col)."""
+        if "height" not in sample:
+            return torch.full((1, self.network.rows, self.network.cols), NO_HEIGHT)
+        known = sample["height_valid"][None]
+        scaled = torch.from_numpy(radiometry.scale(sample["height"][None].numpy()))
+        share = resized(known.float(), self.network)
+        # Apart, or what stands for no height would bleed into the heights around.
+        summed = resized(scaled.masked_fill_(~known, 0), self.network)
+        heights = (summed / share).clamp_(0, 1)  # 0 / 0 where there are none
+        channel = height_channel(heights[0].numpy(), share[0].numpy() > 0)
+        return torch.from_numpy(channel)[None]
 
 
 def resized(image: Tensor, size: Size) -> Tensor:

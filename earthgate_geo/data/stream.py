@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from earthgate_geo.data.augment import plain_crop, random_crop
+from earthgate_geo.data.augment import mirrored_crop, plain_crop, random_crop
 from earthgate_geo.data.patches import PatchDataset
 from earthgate_geo.errors import InputError
 from earthgate_geo.recipe import Recipe
@@ -67,8 +67,9 @@ class StepStream(IterableDataset[dict[str, Any]]):
         """Return the batch of a step.
 
         Returns:
-            ``source``: images float32 (batch, 3, row, col) in 0..1 and labels int64 (batch, row,
-            col), class indices, ``OTHER`` or ``UNKNOWN``. ``target``: images, or None without a
+            ``source``: images float32 (batch, channel, row, col) as ``PatchDataset`` reads them
+            and labels int64 (batch, row, col), class indices, ``OTHER`` or ``UNKNOWN``.
+            ``target``: images, or None without a
             target; ``target_valid``: bool (batch, row, col), True where they have data, or None.
 
         Raises:
@@ -84,7 +85,8 @@ class StepStream(IterableDataset[dict[str, Any]]):
     def _items(
         self, patches: PatchDataset, step: int, count: int, use: int
     ) -> list[dict[str, Tensor]]:
-        cut_out = random_crop if self._recipe.augment else plain_crop
+        plain = mirrored_crop if self._recipe.mirrored else plain_crop
+        cut_out = random_crop if self._recipe.augment else plain
         seed, items = self._recipe.seed, []
         for index in range(self._rank * count, (self._rank + 1) * count):
             drawn = step * count * self._ranks + index

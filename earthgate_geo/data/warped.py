@@ -1,4 +1,4 @@
-"""One band of a raster on the grid of a scene: labels and heights."""
+"""One band of a raster on the grid of a scene: labels."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ from earthgate_geo.monitor import Monitor
 from earthgate_geo.pictures import Picture, Place
 from earthgate_geo.recipe import Policy
 from earthgate_geo.report import write_report
-from earthgate_geo.request import AdaptRequest, BatchRequest
+from earthgate_geo.request import AdaptRequest, BatchRequest, MapRequest
 from earthgate_geo.training.adapt import Adaptation, AdaptOptions, adapt_scene
 
 
@@ -63,7 +63,11 @@ def plan_adapt(request: AdaptRequest, monitor: Monitor) -> Document:
     if batch is None and not request.more:
         return plan(request, monitor)
     with Engines() as engines, prepared_together(request, monitor, engines=engines) as jobs:
-        names = _names(jobs)
+        names, has_heights = _names(jobs), [job.heights is not None for job in jobs]
+        as_it_is = MapRequest(
+            src=request.src, model=request.model, model_folder=request.model_folder
+        )
+        takes_heights = engines.model(as_it_is).segmenter.config.heights
     training = replace(
         request,
         more=(),
@@ -74,12 +78,19 @@ def plan_adapt(request: AdaptRequest, monitor: Monitor) -> Document:
         label_class=None,
         label_map=None,
     )
+    if not has_heights[0]:
+        training = training.without_heights()
+    # What the adapter will add for heights is not there yet: its time is not known.
+    asked = [
+        each if takes_heights and has else each.without_heights()
+        for each, has in zip(batch.requests() if batch else (), has_heights, strict=False)
+    ]
     with made_folder(batch.out_dir) if batch else nullcontext():
         document = plan(training, monitor)
         scenes: list[Document] = [
             {"src": each.src, "state": "planned"}
             | plan(replace(each, model=request.model), monitor)
-            for each in (batch.requests() if batch else ())
+            for each in asked
         ]
     summed = {key: sum(entry[key] for entry in scenes) for key in ("tiles", "disk_mb", "seconds")}
     return document | {
@@ -168,6 +179,7 @@ def _adaptation(
         policy=request.policy,
         temperature=adaptation.temperature,
         view=adaptation.view,
+        heights=model.segmenter.config.heights,
     )
     model_file.save_adapter(
         path,
@@ -183,7 +195,7 @@ def _adaptation(
 def _pictures(jobs: Sequence[Job], adapted: LoadedModel, decision: str) -> dict[str, Picture]:
     """Show the first scene."""
     job, view, classes = jobs[0], jobs[0].view, jobs[0].task.classes
-    place = Place(view.dataset, view.plan, view.radiometry)
+    place = Place(view.dataset, view.plan, view.radiometry, heights=view.height_radiometry)
     models = {"the source model, kept": job.model}
     if decision == "adapted":
         models = {"before: the source model": job.model, "after: adapted to this scene": adapted}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from earthgate_geo.errors import (
     CancelledError,
     EarthgateError,
+    HeightsElsewhereError,
     LostEngineError,
     OutputError,
     OutsideAreaError,
@@ -21,6 +22,7 @@ from earthgate_geo.jobs.documents import Document
 from earthgate_geo.jobs.engines import Engines
 from earthgate_geo.jobs.manifest import Manifest
 from earthgate_geo.jobs.map import plan, run_map
+from earthgate_geo.jobs.prepare import heights_of
 from earthgate_geo.jobs.together import done_together
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
@@ -89,6 +91,7 @@ def run_batch(
     """
     started = time.perf_counter()
     request.check()
+    _check_heights(request)
     manifest, found = Manifest(request.manifest), {}
     with (
         made_folder(request.out_dir),
@@ -160,6 +163,7 @@ def plan_batch(request: BatchRequest, monitor: Monitor) -> Document:
         EarthgateError: As ``run_batch`` before its first scene.
     """
     request.check()
+    _check_heights(request)
     with made_folder(request.out_dir), Engines() as engines:
         scenes = _scenes(request, engines.model(request.each))
         found = [scene.record or _planned(scene, monitor, engines) for scene in scenes]
@@ -215,7 +219,7 @@ def _is_settled(state: str, request: MapRequest) -> bool:
 def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
     """Map a scene and return its record."""
     try:
-        document = run_map(scene.request, monitor, engines=engines)
+        document = _with_what_fits(run_map, scene.request, monitor, engines)
     except (CancelledError, LostEngineError, StorageError):
         raise  # the next scene would fare no better
     except OutsideAreaError:
@@ -227,7 +231,7 @@ def _mapped(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
 
 def _planned(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
     try:
-        planned = plan(scene.request, monitor, engines=engines)
+        planned = _with_what_fits(plan, scene.request, monitor, engines)
     except CancelledError:
         raise
     except OutsideAreaError:
@@ -235,6 +239,32 @@ def _planned(scene: _Scene, monitor: Monitor, engines: Engines) -> Document:
     except EarthgateError as error:
         return _failed(scene, error, monitor)
     return scene.about | {"state": "planned"} | planned
+
+
+def _with_what_fits(
+    job: Callable[..., Document], request: MapRequest, monitor: Monitor, engines: Engines
+) -> Document:
+    """Do a job; without heights where they lie elsewhere, which it warns of."""
+    try:
+        return job(request, monitor, engines=engines)
+    except HeightsElsewhereError:
+        return job(request.without_heights(), monitor, engines=engines)
+
+
+def _check_heights(request: BatchRequest) -> None:
+    """Refuse heights that lie in none of the scenes."""
+    missed: HeightsElsewhereError | None = None
+    for each in request.requests() if request.each.dsm else ():
+        try:
+            with each.open() as scene:
+                heights_of(each, scene).close()
+                return
+        except HeightsElsewhereError as error:
+            missed = error
+        except EarthgateError:  # told when it is this scene's turn
+            continue
+    if missed is not None:
+        raise missed
 
 
 def _outside(scene: _Scene, monitor: Monitor) -> Document:
@@ -254,7 +284,7 @@ def _failed(scene: _Scene, error: Exception, monitor: Monitor) -> Document:
 def _key(request: MapRequest, model: LoadedModel) -> str:
     """Return what tells a scene, a model and the options that decide the outputs from others."""
     told = [
-        *(_state(path) for path in (request.src, request.aoi) if path),
+        *(_state(path) for path in (request.src, request.aoi, request.dsm, request.dtm) if path),
         {role: path.name for role, path in request.outputs().items()},
         {name: getattr(request, name) for name in _DECISIVE},
         [model.digest, model.adapter_digest],

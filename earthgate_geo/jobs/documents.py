@@ -9,7 +9,13 @@ from typing import Any
 from earthgate_geo import __version__
 from earthgate_geo.jobs.prepare import Job
 from earthgate_geo.model_file import LoadedModel
-from earthgate_geo.report import advice, comparison, decision_sentence, remarks
+from earthgate_geo.report import (
+    advice,
+    comparison,
+    decision_sentence,
+    heights_remark,
+    remarks,
+)
 from earthgate_geo.request import AdaptRequest, MapRequest
 from earthgate_geo.toolbox.base import Kind
 from earthgate_geo.training.adapt import Adaptation
@@ -45,6 +51,8 @@ def tags(
         "EARTHGATE_RADIOMETRY": _canonical(asdict(job.radiometry)),
         "EARTHGATE_OPTIONS": _canonical(options),
     }
+    if job.heights and job.height_radiometry:
+        found["EARTHGATE_HEIGHTS"] = _canonical(asdict(job.height_radiometry))
     # Behind a closed gate the adapter file is empty: the map is the source model's.
     if model.adapter and model.adapter.decision == "adapted":
         found["EARTHGATE_ADAPTER"] = f"sha256:{model.adapter_digest}"
@@ -73,7 +81,17 @@ def about(job: Job, model: LoadedModel, request: MapRequest) -> Document:
         "stride_px": round(plan.stride.rows * down),
         "gsd": gsd.mean_m / math.sqrt(down * across),
         "outputs": {role: str(path) for role, path in request.outputs().items()},
+        **({} if job.height_radiometry is None else {"heights": {"covered": _covered(job)}}),
     }
+
+
+def height_remarks(job: Job) -> list[str]:
+    """Return what one must know of the scene's heights, for a network that takes them."""
+    return [] if job.height_radiometry is None else [heights_remark(_covered(job))]
+
+
+def _covered(job: Job) -> float:
+    return job.heights.covered(job.scene) if job.heights else 0.0
 
 
 def shares(job: Job, class_pixels: Mapping[str, int]) -> list[Document]:
@@ -98,7 +116,7 @@ def about_adaptation(job: Job, adaptation: Adaptation, request: AdaptRequest) ->
         "decision": decision,
         "sentence": decision_sentence(decision, evidence),
         "table": comparison(evidence, names),
-        "remarks": remarks(decision, evidence),
+        "remarks": [*height_remarks(job), *remarks(decision, evidence)],
         "next": advice(decision, evidence, names),
         "evidence": dict(evidence),
         "temperature": adaptation.temperature,

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,15 +52,17 @@ class Engines:
         self._stack.close()
 
     def model(self, request: MapRequest) -> LoadedModel:
-        """Return the model of a request.
+        """Return the model of a request, with a part for heights where it adds one.
 
         Raises:
             InputError, ModelFileError: As ``model_file.load_model``.
         """
-        key = (request.model, request.model_folders)
+        key = (request.model, request.model_folders, request.adds_heights)
         with self._lock:
             if self._model is None or self._model[0] != key:
                 loaded = model_file.load_model(request.model, folders=request.model_folders)
+                if request.adds_heights:
+                    loaded = replace(loaded, segmenter=loaded.segmenter.with_heights())
                 self._model = (key, loaded)
             return self._model[1]
 
@@ -101,7 +104,8 @@ class Engines:
             device=device,
             cache=request.cache,
         )
-        key = (model.digest, model.adapter_digest, network, options)
+        heights = model.segmenter.config.heights  # which a model may be given for an adaptation
+        key = (model.digest, model.adapter_digest, heights, network, options)
         if self._runtime is None or self._runtime[0] != key:
             self._runtime = (key, open_runtime(model, network, options))
         return LocalEngine(self._runtime[1], memory_bytes=memory_bytes(request))

@@ -18,6 +18,8 @@ from earthgate_geo.training.scoring import Sliding, score
 _MOST_SCORED = 256
 _SHOWN = 3
 _GAP = 128
+_BANDS = 3
+"""Channels of an image that are shown: heights are not."""
 
 Picture = NDArray[np.uint8]
 
@@ -89,7 +91,7 @@ def _pictures(
     found = model(image[None].to(device))[0].argmax(0).cpu().numpy()
     classes = model.config.classes
     return {
-        "the place": (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8),
+        "the place": (image[:_BANDS].permute(1, 2, 0).numpy() * 255).astype(np.uint8),
         "its labels": _painted(middle["mask"].numpy(), classes),
         "the model's map": _painted(np.where(valid, found, UNKNOWN), classes),
     }

@@ -90,7 +90,7 @@ def plan(request: MapRequest, monitor: Monitor, *, engines: Engines | None = Non
             needed = estimate(job.task, layers, memory_bytes=memory_bytes(request))
             size = job.plan.network
             engine = at_hand.local(request, job.model, size, job.device)
-            tile_seconds = engine.tile_seconds((len(job.bands), size.rows, size.cols))
+            tile_seconds = engine.tile_seconds((job.task.channels, size.rows, size.cols))
         folder = next(iter(outputs.values())).parent
         return documents.about(job, job.model, request) | {
             "tiles": needed.tiles,
@@ -134,6 +134,7 @@ def mapped(
         "tiles": result.tiles,
         "classes": documents.shares(job, result.class_pixels),
         "seconds": dict(result.seconds),
+        "remarks": documents.height_remarks(job),
     }
     if "vector" in built:
         traced = vectorize(

@@ -2,15 +2,21 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from earthgate_geo.data.area import Area, open_area
+from earthgate_geo.data.heights import UNSCALED, HeightLayer, open_heights
 from earthgate_geo.data.labels import LabelLayer, LabelOptions, open_labels
 from earthgate_geo.data.scenes import SceneDataset, TilePlan, plan_tiles
-from earthgate_geo.errors import InputError, LabelsElsewhereError
+from earthgate_geo.errors import (
+    DataError,
+    HeightsElsewhereError,
+    InputError,
+    LabelsElsewhereError,
+)
 from earthgate_geo.jobs.engines import Engines
 from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.model_file import LoadedModel
@@ -33,6 +39,8 @@ class Job:
     radiometry: Radiometry
     plan: TilePlan
     labels: LabelLayer | None
+    heights: HeightLayer | None
+    height_radiometry: Radiometry | None
     area: Area | None
     device: torch.device
 
@@ -40,9 +48,12 @@ class Job:
     def view(self) -> SceneView:
         """The scene with its labels, for adaptation."""
         return SceneView(
-            dataset=SceneDataset(self.scene, bands=self.bands, labels=self.labels),
+            dataset=SceneDataset(
+                self.scene, bands=self.bands, labels=self.labels, heights=self.heights
+            ),
             plan=self.plan,
             radiometry=self.radiometry,
+            height_radiometry=self.height_radiometry,
         )
 
     @property
@@ -54,6 +65,8 @@ class Job:
             radiometry=self.radiometry,
             plan=self.plan,
             classes=self.model.segmenter.config.classes,
+            heights=self.heights,
+            height_radiometry=self.height_radiometry,
             area=self.area,
         )
 
@@ -62,39 +75,60 @@ class Job:
 def prepared(request: MapRequest, monitor: Monitor, *, engines: Engines) -> Iterator[Job]:
     """Open and check everything that a job needs, the cheap things first."""
     request.check()
-    with request.open() as scene:
-        yield _job(request, scene, monitor, engines)
+    with request.open() as scene, ExitStack() as stack:
+        yield _job(request, scene, engines.model(request), monitor, stack)
 
 
 @contextmanager
 def prepared_together(
     request: AdaptRequest, monitor: Monitor, *, engines: Engines
 ) -> Iterator[list[Job]]:
-    """Open and check all scenes of an adaptation; labels are of the scenes that they lie in.
+    """Open and check all scenes of an adaptation; labels and heights are of those they lie in.
 
     Raises:
-        LabelsElsewhereError: They lie in none.
+        LabelsElsewhereError, HeightsElsewhereError: They lie in none.
     """
     request.check()
-    jobs, missed = [], []
+    jobs: list[Job] = []
+    missed: list[DataError] = []
     with ExitStack() as stack:
+        model = engines.model(request)
         for src in (request.src, *request.more):
             one = replace(request, src=src)
             scene = stack.enter_context(one.open())
-            try:
-                jobs.append(_job(one, scene, monitor, engines))
-            except LabelsElsewhereError as error:
-                missed.append(error)
-                jobs.append(_job(replace(one, labels=None), scene, monitor, engines))
-        if len(missed) == len(jobs):
-            raise missed[0]
+            jobs.append(_job_without_missed(one, scene, model, monitor, stack, missed))
+        for kind in (LabelsElsewhereError, HeightsElsewhereError):
+            elsewhere = [error for error in missed if isinstance(error, kind)]
+            if len(elsewhere) == len(jobs):
+                raise elsewhere[0]
         yield jobs
 
 
-def _job(request: MapRequest, scene: Scene, monitor: Monitor, engines: Engines) -> Job:
+def _job_without_missed(
+    request: AdaptRequest,
+    scene: Scene,
+    model: LoadedModel,
+    monitor: Monitor,
+    stack: ExitStack,
+    missed: list[DataError],
+) -> Job:
+    """Leave out labels and heights that lie elsewhere, and append to ``missed`` what was said."""
+    try:
+        return _job(request, scene, model, monitor, stack)
+    except LabelsElsewhereError as error:
+        missed.append(error)
+        request = replace(request, labels=None)
+    except HeightsElsewhereError as error:
+        missed.append(error)
+        request = request.without_heights()
+    return _job_without_missed(request, scene, model, monitor, stack, missed)
+
+
+def _job(
+    request: MapRequest, scene: Scene, model: LoadedModel, monitor: Monitor, stack: ExitStack
+) -> Job:
     # A cluster has its own.
     device = torch_device("cpu" if request.scheduler else request.device)
-    model = engines.model(request)
     if isinstance(request, AdaptRequest) and model.adapter:
         raise InputError(
             found=f"{request.model} is an adapter, made for {model.adapter.scene}",
@@ -106,6 +140,9 @@ def _job(request: MapRequest, scene: Scene, monitor: Monitor, engines: Engines) 
     labels = None
     if isinstance(request, AdaptRequest) and request.labels:
         labels = open_labels(request.labels, scene.grid, config.classes, label_options(request))
+    heights = _heights(request, scene, model, monitor)
+    if heights:
+        stack.enter_context(closing(heights))
     plan = plan_tiles(
         scene.grid,
         tile_px=config.tile_px,
@@ -123,9 +160,48 @@ def _job(request: MapRequest, scene: Scene, monitor: Monitor, engines: Engines) 
         radiometry=scene.radiometry(bands),
         plan=plan,
         labels=labels,
+        heights=heights,
+        height_radiometry=_height_radiometry(model, heights),
         area=None if request.aoi is None else open_area(request.aoi, scene.grid),
         device=device,
     )
+
+
+def heights_of(request: MapRequest, scene: Scene) -> HeightLayer:
+    """Open the heights that a request names for a scene.
+
+    Raises:
+        DataError, HeightsElsewhereError: As ``open_heights``.
+    """
+    return open_heights(
+        str(request.dsm), scene.grid, dtm=request.dtm, assume_crs=request.assume_crs
+    )
+
+
+def _heights(
+    request: MapRequest, scene: Scene, model: LoadedModel, monitor: Monitor
+) -> HeightLayer | None:
+    takes_heights = model.segmenter.config.heights
+    if request.dsm is None:
+        if takes_heights:
+            monitor.warn(
+                f"The model takes heights, and {scene.name} has none: it is mapped by the image "
+                "alone."
+            )
+        return None
+    if not takes_heights:
+        raise InputError(
+            found=f"--dsm for the model {model.name}, which takes no heights",
+            expected="one that was trained or adapted with heights",
+            fix="Adapt it to the scene: earthgate adapt --dsm with the same files",
+        )
+    return heights_of(request, scene)
+
+
+def _height_radiometry(model: LoadedModel, heights: HeightLayer | None) -> Radiometry | None:
+    if not model.segmenter.config.heights:
+        return None
+    return heights.radiometry() if heights else UNSCALED
 
 
 def label_options(request: AdaptRequest | EvaluateRequest) -> LabelOptions:

@@ -16,6 +16,7 @@ from earthgate_geo.models.backbone import (
     pretrained_state,
 )
 from earthgate_geo.models.checkpoint import KeyReport, fit_checkpoint
+from earthgate_geo.models.fusion import TwoStreams
 from earthgate_geo.models.heads import default_head
 from earthgate_geo.models.segmenter import Segmenter, SegmenterConfig
 from earthgate_geo.raster.classes import ClassTable
@@ -52,7 +53,7 @@ class Start:
 
 
 def starting_model(
-    choice: TrainingRequest, classes: ClassTable, *, crop_px: int, seed: int
+    choice: TrainingRequest, classes: ClassTable, *, crop_px: int, seed: int, heights: bool = False
 ) -> Start:
     """Return the network that a training starts from.
 
@@ -64,6 +65,7 @@ def starting_model(
         classes: To tell apart.
         crop_px: Height and width of the crops that it will see.
         seed: Of new weights.
+        heights: Whether it is to see heights; a model with heights sees them in any case.
 
     Raises:
         InputError: There is no such model, backbone or file, or the model is an adapter.
@@ -73,30 +75,36 @@ def starting_model(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         if choice.backbone is not None:
-            return _from_backbone(choice, choice.backbone, classes, crop_px)
-        return _from_model(choice, classes)
+            return _from_backbone(choice, classes, crop_px, heights=heights)
+        return _from_model(choice, classes, heights=heights)
 
 
-def _from_backbone(choice: TrainingRequest, name: str, classes: ClassTable, crop_px: int) -> Start:
+def _from_backbone(
+    choice: TrainingRequest, classes: ClassTable, crop_px: int, *, heights: bool
+) -> Start:
+    name = str(choice.backbone)
     scaling: dict[str, Any] = dict(default_scaling(name))
     config = SegmenterConfig(
         classes=classes,
         backbone=BackboneConfig(name=name, options=default_options(name, crop_px)),
         head=default_head(choice.head or "fpn"),
         tile_px=crop_px,
+        heights=heights,
         **scaling,
     )
     segmenter = Segmenter(config)
+    backbone = segmenter.backbone
+    single = backbone.single if isinstance(backbone, TwoStreams) else backbone
     digest, keys = None, None
     if choice.weights == PUBLISHED:
-        keys = fit_checkpoint(segmenter.backbone, pretrained_state(name))
+        keys = fit_checkpoint(single, pretrained_state(name))
     elif choice.weights is not None:
-        keys = fit_checkpoint(segmenter.backbone, read_checkpoint(choice.weights))
+        keys = fit_checkpoint(single, read_checkpoint(choice.weights))
         digest = file_digest(choice.weights)
     return Start(segmenter=segmenter, name=name, digest=digest, trained=False, keys=keys)
 
 
-def _from_model(choice: TrainingRequest, classes: ClassTable) -> Start:
+def _from_model(choice: TrainingRequest, classes: ClassTable, *, heights: bool) -> Start:
     loaded = load_model(choice.model, folders=choice.model_folders)
     if loaded.adapter is not None:
         raise InputError(
@@ -104,7 +112,8 @@ def _from_model(choice: TrainingRequest, classes: ClassTable) -> Start:
             expected="a model",
             fix=f"Start from its base {loaded.name}",
         )
-    segmenter, config = loaded.segmenter, loaded.segmenter.config
+    segmenter = loaded.segmenter.with_heights() if heights else loaded.segmenter
+    config = segmenter.config
     kept = choice.head in (None, config.head.kind) and set(classes.names) == set(
         config.classes.names
     )

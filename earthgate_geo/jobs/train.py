@@ -32,7 +32,7 @@ _ANY_GSD = (0.01, 100.0)
 _DECISIVE = ("start", "classes", "source", "target", "holdout", "bank")
 _ASKED = (
     *("label_field", "label_class", "label_map", "label_rest", "assume_crs", "gsd", "bands"),
-    "devices",
+    *("dsm", "devices"),
 )
 """What decides the result beside the images and the recipe, as it was asked for."""
 
@@ -247,7 +247,13 @@ def _prepared(request: TrainRequest, monitor: Monitor) -> _Training:
             "--weights gives it others"
         )
     images = find_images(request, recipe, monitor)
-    start = starting_model(request, images.classes, crop_px=recipe.crop_px, seed=recipe.seed)
+    start = starting_model(
+        request,
+        images.classes,
+        crop_px=recipe.crop_px,
+        seed=recipe.seed,
+        heights=request.dsm,
+    )
     model = start.segmenter
     unknown = _ANY_GSD if request.backbone else (model.config.gsd_min_m, model.config.gsd_max_m)
     low, high = images.gsd_range_m() or unknown

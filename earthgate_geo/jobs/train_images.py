@@ -15,6 +15,7 @@ from earthgate_geo.data.pairs import Pair, open_pairs
 from earthgate_geo.data.patches import (
     Patch,
     PatchDataset,
+    check_heights,
     chosen_bands,
     joint_radiometry,
     patches_of,
@@ -71,6 +72,9 @@ class TrainImages:
     bands: tuple[int, ...] | None
     """Red, green and blue, where the user names them."""
 
+    heights: bool
+    """Whether heights go with the images."""
+
     holdout: float | None
     """Share of the patches that was to be held out; None where none is."""
 
@@ -93,7 +97,11 @@ class TrainImages:
         if self.target_patches is None:
             return None
         return PatchDataset(
-            self.target_patches, bands=self.bands, scaling="scene", radiometry=self.radiometry
+            self.target_patches,
+            bands=self.bands,
+            scaling="scene",
+            radiometry=self.radiometry,
+            heights=self.heights,
         )
 
     def gsd_range_m(self) -> tuple[float, float] | None:
@@ -126,6 +134,7 @@ class TrainImages:
             bands=self.bands,
             scaling="scene",
             radiometry=self.radiometry,
+            heights=self.heights,
         )
 
 
@@ -135,7 +144,7 @@ def find_images(request: TrainRequest, recipe: Recipe, monitor: Monitor) -> Trai
     Raises:
         EarthgateError: As ``open_pairs`` and ``open_labelled`` say, or nothing is left to train on.
     """
-    pairs, folder_classes = open_pairs(request.data, where=request.where)
+    pairs, folder_classes = open_pairs(request.data, where=request.where, heights=request.dsm)
     if not any(pair.label for pair in pairs):
         raise DataError(
             found=f"{request.data} holds {len(pairs)} images and no labels",
@@ -143,7 +152,9 @@ def find_images(request: TrainRequest, recipe: Recipe, monitor: Monitor) -> Trai
             "scene_labels.tif beside scene.tif, or a manifest.csv with a column label",
         )
     reading = _reading(request, recipe)
-    targets = open_pairs(request.target, where=request.target_where)[0] if request.target else []
+    targets = _targets(request)
+    if request.dsm:
+        _check_heights(request, pairs, targets, monitor)
     unlabelled = _unlabelled(targets, reading)
     scenes, known = open_labelled(pairs, folder_classes, reading, monitor=monitor)
     foreign = [name for name in request.ignore if name not in known.names]
@@ -171,8 +182,31 @@ def find_images(request: TrainRequest, recipe: Recipe, monitor: Monitor) -> Trai
         radiometry=joint_radiometry(pairs, bands=reading.bands)
         | joint_radiometry(targets, bands=reading.bands),
         bands=reading.bands,
+        heights=request.dsm,
         holdout=share,
     )
+
+
+def _targets(request: TrainRequest) -> list[Pair]:
+    if request.target is None:
+        return []
+    return open_pairs(request.target, where=request.target_where, heights=request.dsm)[0]
+
+
+def _check_heights(
+    request: TrainRequest, pairs: Sequence[Pair], targets: Sequence[Pair], monitor: Monitor
+) -> None:
+    if not any(pair.height for pair in pairs):
+        raise DataError(
+            found=f"--dsm, but no image of {request.data} has heights",
+            expected="scene_dsm.tif beside scene.tif, dsm/ with files of the images' names, or a "
+            "manifest.csv with a column dsm",
+        )
+    without = sum(pair.height is None for pair in (*pairs, *targets))
+    if without:
+        monitor.warn(
+            f"{without} of {len(pairs) + len(targets)} images have no heights and train without"
+        )
 
 
 def told(patches: PatchDataset) -> Document:
@@ -192,7 +226,7 @@ def stamp_of(patches: PatchDataset) -> str:
 
 def _files(patches: PatchDataset) -> list[Path]:
     pairs = dict.fromkeys(patch.pair for patch in patches.patches)
-    return [path for pair in pairs for path in (pair.image, pair.label) if path is not None]
+    return [path for pair in pairs for path in pair.files]
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -232,6 +266,8 @@ def _cut(pair: Pair, reading: Reading) -> _Placed:
         placed, image = False, open_scene(pair.image, SceneOptions(placed=False))
     with image:
         chosen_bands(image, reading.bands)
+        if pair.height is not None:
+            check_heights(pair, image)
         patches = patches_of(pair, image, reading.patch_px, gsd_m=reading.gsd_m)
     return dict.fromkeys(patches, image.grid if placed else None)
 

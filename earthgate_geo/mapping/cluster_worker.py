@@ -109,6 +109,9 @@ class Order:
     task: bytes
     """Pickled apart, so that a scene that cannot be opened is told in our words."""
 
+    heights: str | None = None
+    """Digest of the scene's heights, where there are any."""
+
 
 def survey(network: ClusterNetwork, worker: Worker) -> dict[str, Any] | EarthgateError:
     """Open the network and say what runs it: ``runtime``, ``precision`` and ``batch``."""
@@ -141,6 +144,9 @@ def _mapped(order: Order, piece: Piece, number: int, worker: Worker) -> dict[str
     with task.scene as scene:
         if scene.digest() != order.scene:
             raise _refused(f"finds another {scene.path}", "the same file on all machines")
+        if task.heights and task.heights.digest() != order.heights:
+            other = " or ".join(task.heights.paths)
+            raise _refused(f"finds another {other}", "the same file on all machines")
         strips = StripFolder(order.file.parent, Layout(task.tiling), planes=task.planes)
         return map_piece(runtime, task, piece, strips, told=told)
 

@@ -149,6 +149,7 @@ class DaskEngine:
                 about=self.about,
                 file=file,
                 scene=task.scene.digest(),
+                heights=task.heights.digest() if task.heights else None,
                 task=pickle.dumps(task),
             )
             told = self._told[file.name]

@@ -218,8 +218,8 @@ def _open_torch(model: LoadedModel, network: Size, options: RuntimeOptions) -> T
         batch=options.batch or (1 if device.type == "cpu" else _MOST_AT_ONCE),
     )
     if options.batch is None and runtime.batch > 1:
-        bands = len(model.segmenter.config.bands)
-        runtime.start(torch.full((runtime.batch, bands, network.rows, network.cols), _GREY))()
+        shape = (runtime.batch, model.segmenter.config.channels, network.rows, network.cols)
+        runtime.start(torch.full(shape, _GREY))()
         runtime.batch = runtime.at_once
     return runtime
 

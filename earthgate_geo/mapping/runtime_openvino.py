@@ -108,7 +108,7 @@ def open_openvino(model: LoadedModel, network: Size, options: RuntimeOptions) ->
         ModelFileError: The network cannot be converted, or gives other numbers when it is.
     """
     segmenter = model.segmenter.to("cpu")
-    shape = (options.batch or 1, len(segmenter.config.bands), network.rows, network.cols)
+    shape = (options.batch or 1, segmenter.config.channels, network.rows, network.cols)
     precision = _precision(options.precision)
     cache = None if options.cache is None else _Cache(options.cache, model, shape)
     ir = cache.read() if cache else None

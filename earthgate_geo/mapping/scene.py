@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from earthgate_geo.data.heights import HEIGHT_BYTES
 from earthgate_geo.errors import DataError, InputError, StorageError
 from earthgate_geo.mapping.layout import Layout
 from earthgate_geo.mapping.runtime import Runtime
@@ -205,10 +206,11 @@ def map_scene(engine: Engine, task: MapTask, outputs: MapOutputs, *, monitor: Mo
     started = perf_counter()
     plan, task = task.plan, _wanted(task, outputs)
     layers = outputs.layers(task.classes)
+    inputs = [task.scene.path, *(task.heights.paths if task.heights else ())]
     with ExitStack() as stack:
         places = {
             role: stack.enter_context(
-                Destination(layer.path, overwrite=outputs.overwrite, inputs=[task.scene.path])
+                Destination(layer.path, overwrite=outputs.overwrite, inputs=inputs)
             ).scratch
             for role, layer in layers.items()
         }
@@ -256,6 +258,8 @@ def _opened(engine: Engine, task: MapTask, outputs: MapOutputs, root: Path) -> S
         **{key: engine.about[key] for key in ("runtime", "precision")},
         "tiles": [*astuple(plan.tile), *astuple(plan.stride), *astuple(plan.network)],
         "radiometry": [task.radiometry.low, task.radiometry.high],
+        "heights": task.heights.digest() if task.heights else None,
+        "height_radiometry": task.height_radiometry and astuple(task.height_radiometry),
     }
     return open_strips(
         root,
@@ -355,10 +359,10 @@ def panel_units(layout: Layout, task: MapTask, memory_bytes: int) -> int:
 
 def _tiles_bytes(task: MapTask) -> int:
     """Bound what tiles take on their way through the network."""
-    tile, network, bands = task.plan.tile, task.plan.network, len(task.bands)
+    tile, network, channels = task.plan.tile, task.plan.network, task.channels
     tile_px = tile.rows * tile.cols
-    being_read = tile_px * (8 * bands + 4)
-    waiting = (TILES_AHEAD + 4) * (network.rows * network.cols * 4 * bands + tile_px)
+    being_read = tile_px * (8 * channels + 4) + (HEIGHT_BYTES if task.heights else 0)
+    waiting = (TILES_AHEAD + 4) * (network.rows * network.cols * 4 * channels + tile_px)
     blended = tile_px * 4 * len(task.classes) * 3
     return being_read + waiting + blended
 

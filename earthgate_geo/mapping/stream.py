@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthgate_geo.data.area import Area
+from earthgate_geo.data.heights import HeightLayer
 from earthgate_geo.data.scenes import NetworkInput, Sample, SceneDataset, TilePlan
 from earthgate_geo.errors import EarthgateError, ModelFileError
 from earthgate_geo.mapping.blend import Strip, StripBlender
@@ -53,6 +54,12 @@ class MapTask:
     classes: ClassTable
     """Classes of the network, in the order of its logits."""
 
+    heights: HeightLayer | None = None
+    """Heights of the scene, where there are any."""
+
+    height_radiometry: Radiometry | None = None
+    """Of the heights, ``UNSCALED`` where there are none; None for a network that takes none."""
+
     area: Area | None = None
     """What is mapped; the rest of the scene is nodata."""
 
@@ -71,6 +78,11 @@ class MapTask:
     def cache_bytes(self) -> int:
         """Return what GDAL's cache may take: each block should be decoded once."""
         return min(_MOST_CACHE_BYTES, max(CACHE_BYTES, self.scene.strip_bytes(self.plan.tile.rows)))
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels that the network sees."""
+        return len(self.bands) + (self.height_radiometry is not None)
 
     @property
     def planes(self) -> int:
@@ -231,13 +243,16 @@ class _Reader:
     def __init__(self, task: MapTask) -> None:
         self._task = task
         self._dataset: SceneDataset | None = None
-        self._prepare = NetworkInput(task.radiometry, task.plan.network)
+        self._prepare = NetworkInput(
+            task.radiometry, task.plan.network, heights=task.height_radiometry
+        )
 
     def __call__(self, window: Window) -> Sample:
         if self._dataset is None:
             scene = self._task.scene.reopened()
             scene.cache_bytes = self._task.cache_bytes
-            self._dataset = SceneDataset(scene, bands=self._task.bands)
+            heights = self._task.heights and self._task.heights.reopened()
+            self._dataset = SceneDataset(scene, bands=self._task.bands, heights=heights)
         sample = self._dataset[self._dataset.query(window)]
         wanted = sample["valid"].numpy()
         if self._task.area is not None:
@@ -249,7 +264,7 @@ class _Reader:
 
     def close(self) -> None:
         if self._dataset is not None:
-            self._dataset.scene.close()
+            self._dataset.close()
 
 
 class _Writer:

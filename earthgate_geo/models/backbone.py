@@ -53,6 +53,12 @@ class Backbone(nn.Module):
     channels: tuple[int, ...]
     """Channels of each feature map, finest first."""
 
+    streams = 1
+    """How many images each input becomes on its way through the blocks."""
+
+    last_only = False
+    """Whether there is one map alone, the last block's, normalised and at the patches' stride."""
+
 
 class TinyTransformer(Backbone):
     """A convolutional stem, then transformer blocks with convolutional positions.
@@ -77,7 +83,7 @@ class TinyTransformer(Backbone):
     ) -> None:
         super().__init__()
         self.dim, self.prefix_tokens, self.patch_px = dim, 0, 16
-        self.channels = (stem[1], stem[2], dim, dim)
+        self._channels = (stem[1], stem[2], dim, dim)
         widths = (3, *stem, dim)
         self.stem = nn.ModuleList(_StemStage(*pair) for pair in pairwise(widths))
         self.positions = nn.ModuleList(
@@ -87,6 +93,11 @@ class TinyTransformer(Backbone):
             Block(dim, num_heads=dim // 64, qkv_bias=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
+
+    @property
+    def channels(self) -> tuple[int, ...]:  # type: ignore[override]  # follows last_only
+        """Channels of each feature map, finest first."""
+        return self._channels[-1:] if self.last_only else self._channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (b, 3, h, w) to maps at stride 4, 8, 16 (middle block) and 16 (last block)."""
@@ -105,7 +116,7 @@ class TinyTransformer(Backbone):
             x = tokens.transpose(1, 2).reshape(shape)
             if index + 1 in (len(self.blocks) // 2, len(self.blocks)):
                 deep.append(x)
-        return [maps[1], maps[2], *deep]
+        return deep[-1:] if self.last_only else [maps[1], maps[2], *deep]
 
 
 class _StemStage(nn.Module):
@@ -132,7 +143,8 @@ class TimmTransformer(Backbone):
     Source:
         Raw outputs of four blocks, resized by 4, 2, 1 and 1/2: the DINOv2 substrate of Rein and
         Earth-Adapter. Of 24 blocks they are the published 7, 11, 15 and 23; of any other number
-        they are evenly spaced.
+        they are evenly spaced. ``last_only`` is MFNet's use of SAM, whose neck then narrows the
+        map to 256 channels.
 
     Args:
         name: timm's model name.
@@ -159,7 +171,6 @@ class TimmTransformer(Backbone):
         self.dim = int(self.vit.embed_dim)
         self.prefix_tokens = int(getattr(self.vit, "num_prefix_tokens", 0))
         self.patch_px = int(self.vit.patch_embed.patch_size[0])
-        self.channels = (self.dim,) * len(_MAP_SCALES)
         depth = len(blocks)
         evenly = tuple(depth * (i + 1) // len(_MAP_SCALES) - 1 for i in range(len(_MAP_SCALES)))
         self._taps = _PUBLISHED_TAPS.get(depth, evenly)
@@ -169,8 +180,18 @@ class TimmTransformer(Backbone):
         """Transformer blocks, first to last."""
         return cast("nn.ModuleList", self.vit.blocks)
 
+    @property
+    def channels(self) -> tuple[int, ...]:  # type: ignore[override]  # follows last_only
+        """Channels of each feature map, finest first."""
+        return (self.vit.num_features,) if self.last_only else (self.dim,) * len(_MAP_SCALES)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (b, 3, h, w) to four maps at 4, 2, 1 and 1/2 times the patch grid."""
+        if self.last_only:
+            last: list[Tensor] = self.vit.forward_intermediates(
+                images, indices=1, intermediates_only=True, norm=True
+            )
+            return last
         maps = self.vit.forward_intermediates(
             images, indices=list(self._taps), intermediates_only=True, norm=False
         )
@@ -275,7 +296,12 @@ def freeze(module: nn.Module) -> None:
 
 def pad_to_patch(images: Tensor, patch_px: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of ``patch_px``."""
-    rows, cols = -images.shape[-2] % patch_px, -images.shape[-1] % patch_px
+    rows, cols = missing_to_patch(images, patch_px)
     if rows == 0 and cols == 0:
         return images
     return torch.nn.functional.pad(images, (0, cols, 0, rows), mode="replicate")
+
+
+def missing_to_patch(images: Tensor, patch_px: int) -> tuple[int, int]:
+    """Return how many rows and columns images lack to be multiples of ``patch_px``."""
+    return -images.shape[-2] % patch_px, -images.shape[-1] % patch_px

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from earthgate_geo.errors import InputError
 
-HEADS = ("linear", "fpn", "mask2former")
+HEADS = ("linear", "fpn", "mask2former", "mfnet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class HeadConfig:
     """Which head, and how large."""
 
     kind: str = "fpn"
-    """``linear``, ``fpn`` or ``mask2former``."""
+    """``linear``, ``fpn``, ``mask2former`` or, for networks with heights, ``mfnet``."""
 
     width: int = 96
     """Channels inside the head, a multiple of 8; ``linear`` has none."""
@@ -34,7 +34,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in HEADS:
-            raise InputError(found=f"head {self.kind!r}", expected="linear, fpn or mask2former")
+            raise InputError(found=f"head {self.kind!r}", expected=", ".join(HEADS))
         if self.width < 8 or self.width % 8:
             raise InputError(found=f"a head of width {self.width}", expected="a multiple of 8")
         if min(self.queries, self.pixel_layers, self.decoder_layers) < 1:
@@ -46,12 +46,12 @@ class HeadConfig:
 
 
 def default_head(kind: str) -> HeadConfig:
-    """Return the usual sizes of a kind of head; those of the papers for ``mask2former``.
+    """Return the usual sizes of a kind of head; the papers' for ``mask2former`` and ``mfnet``.
 
     Raises:
         InputError: Unknown kind.
     """
-    return HeadConfig(kind=kind, width=256 if kind == "mask2former" else 96)
+    return HeadConfig(kind=kind, width={"mask2former": 256, "mfnet": 64}.get(kind, 96))
 
 
 @runtime_checkable
@@ -183,8 +183,15 @@ def build_head(config: HeadConfig, channels: Sequence[int], *, classes: int) -> 
     """Build an untrained head for feature maps of ``channels``.
 
     Raises:
+        InputError: ``mfnet``, which is for the maps of two streams.
         MissingDependencyError: ``mask2former`` without its extra.
     """
+    if config.kind == "mfnet":
+        raise InputError(
+            found="the head mfnet in a network without heights",
+            expected="a network with heights",
+            fix="Give heights with --dsm, or choose another head",
+        )
     if config.kind == "linear":
         return LinearHead(channels, classes=classes)
     if config.kind == "fpn":

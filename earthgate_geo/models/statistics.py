@@ -16,6 +16,8 @@ _FLOOR = 1e-4
 class FeatureStatistics:
     """Mean and deviation of every channel: of the network's input, then of its finest maps.
 
+    Heights are left out, where the network has some.
+
     Late layers are about classes, whose shares differ from scene to scene; the first ones are
     about light, bands and sharpness.
     """
@@ -72,7 +74,10 @@ class FeatureStatistics:
 @torch.no_grad()
 def _moments(model: Segmenter, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     scaled = model.scaled(images.to(model.mean.device))
-    levels = [level.float() for level in (scaled, *model.backbone(scaled)[:_LEVELS])]
+    bands = scaled[:, : len(model.config.bands)]
+    maps = model.backbone(scaled)
+    finest = maps[: len(maps) // model.backbone.streams][:_LEVELS]
+    levels = [level.float() for level in (bands, *finest)]
     return (
         [level.mean((0, 2, 3)).cpu() for level in levels],
         [level.square().mean((0, 2, 3)).cpu() for level in levels],

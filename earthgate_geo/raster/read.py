@@ -106,6 +106,12 @@ def open_scene(path: str | Path, options: SceneOptions | None = None) -> "Scene"
             raise
 
 
+def decimated(size: Size, longest_px: int) -> Size:
+    """Return a size in proportion whose longer side is at most ``longest_px``; at least 1 x 1."""
+    shrink = min(1.0, longest_px / max(size.rows, size.cols))
+    return Size(max(1, round(size.rows * shrink)), max(1, round(size.cols * shrink)))
+
+
 class Scene:
     """A raster to map: its grid, the meaning of its bands, windows of its pixels.
 
@@ -246,16 +252,20 @@ class Scene:
         )
         return Radiometry(tuple(map(float, low)), tuple(map(float, high)))
 
-    def preview(self, bands: Sequence[int], *, longest_px: int = COARSE_PX) -> Pixels:
-        """Read the whole scene decimated, nearest, to at most ``longest_px`` on its longer side."""
+    def preview(
+        self, bands: Sequence[int], *, window: Window | None = None, longest_px: int = COARSE_PX
+    ) -> Pixels:
+        """Read the scene, or a window inside it, decimated to the size that ``decimated`` says.
+
+        Nearest. The whole scene as coarse as by default is read once.
+        """
         key = tuple(bands)
-        if longest_px == COARSE_PX and key in self._coarse:
+        is_usual = window is None and longest_px == COARSE_PX
+        if is_usual and key in self._coarse:
             return self._coarse[key]
-        rows, cols = self.grid.size.rows, self.grid.size.cols
-        shrink = min(1.0, longest_px / max(rows, cols))
-        size = Size(max(1, round(rows * shrink)), max(1, round(cols * shrink)))
-        pixels = self._read(Window(0, 0, self.grid.size), bands, size)
-        if longest_px == COARSE_PX:
+        window = window or Window(0, 0, self.grid.size)
+        pixels = self._read(window, bands, decimated(window.size, longest_px))
+        if is_usual:
             self._coarse[key] = pixels
         return pixels
 

@@ -9,7 +9,15 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from earthgate_geo.errors import InputError
-from earthgate_geo.toolbox.base import Kind, SidePath, Slot, Toolbox, ToolboxConfig
+from earthgate_geo.toolbox.base import (
+    CROSSMODAL,
+    Kind,
+    SidePath,
+    Slot,
+    Toolbox,
+    ToolboxConfig,
+)
+from earthgate_geo.toolbox.crossmodal import HeightPresence, Place, mechanism
 from earthgate_geo.toolbox.frequency import FrequencyPath, TokenGrid
 from earthgate_geo.toolbox.rein import ReinPath
 from earthgate_geo.toolbox.semantic import SemanticPath
@@ -34,6 +42,10 @@ class Attachable(Protocol):
     @property
     def patch_px(self) -> int:
         """Height and width of a patch in pixels."""
+
+    @property
+    def streams(self) -> int:
+        """How many images each input becomes on its way through the blocks."""
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Call ``hook`` before every forward pass, as ``nn.Module`` does."""
@@ -80,7 +92,8 @@ def attach(
         generator: Draws the down-projections; by default one of a fixed seed.
 
     Raises:
-        InputError: The blocks are not of the anatomy that the modules need, or carry some already.
+        InputError: The blocks are not of the anatomy that the modules need, or carry some already,
+            or modules of image and heights are wanted where there are no heights.
     """
     layers = range(len(backbone.blocks))
     slots = [Slot(layer, kind) for layer in layers for kind in config.kinds]
@@ -157,6 +170,7 @@ def _put(
     """Make the modules of ``slots`` and hook them in, unused and closed."""
     for layer, block in enumerate(backbone.blocks):
         _check_anatomy(layer, block)
+    _check_kinds(backbone, config, {slot.kind for slot in slots})
     maker = _Maker(backbone, config, generator)
     paths: dict[Slot, SidePath] = {}
     for layer, block in enumerate(backbone.blocks):
@@ -169,10 +183,13 @@ def _put(
         for kind in kinds:
             paths[Slot(layer, kind)] = made[kind]
             made[kind].join(block)
-    grid_hook = None
-    if any(slot.kind is Kind.FREQUENCY for slot in paths):
-        grid_hook = backbone.register_forward_pre_hook(maker.grid.see)
-    toolbox = Toolbox(slots=paths, blocks=list(backbone.blocks), grid_hook=grid_hook)
+    seers = {Kind.FREQUENCY: maker.grid.see} | dict.fromkeys(CROSSMODAL, maker.presence.see)
+    watches = {
+        kind: backbone.register_forward_pre_hook(see)
+        for kind, see in seers.items()
+        if any(slot.kind is kind for slot in paths)
+    }
+    toolbox = Toolbox(slots=paths, blocks=list(backbone.blocks), watches=watches)
     toolbox.open(())
     return toolbox
 
@@ -184,7 +201,7 @@ class _Maker:
         self, backbone: Attachable, config: ToolboxConfig, generator: torch.Generator
     ) -> None:
         self.backbone, self.config, self.generator = backbone, config, generator
-        self.grid = TokenGrid()
+        self.grid, self.presence = TokenGrid(), HeightPresence()
         self.first: ReinPath | None = None
 
     def make(self, kind: Kind, block: Any) -> Any:
@@ -214,6 +231,11 @@ class _Maker:
                 )
                 self.first = self.first or path
                 return path
+            case Kind.IMAGE | Kind.HEIGHT | Kind.FUSION:
+                place = Place(
+                    block, dim=dim, presence=self.presence, config=config, generator=generator
+                )
+                return mechanism(config.mechanism).make(kind, place)
 
 
 def _remove(toolbox: Toolbox, slots: Iterable[Slot]) -> None:
@@ -223,8 +245,27 @@ def _remove(toolbox: Toolbox, slots: Iterable[Slot]) -> None:
         del block.side_paths[slot.kind]
         if not block.side_paths:
             del block.side_paths
-    if toolbox.grid_hook and not any(slot.kind is Kind.FREQUENCY for slot in toolbox.slots):
-        toolbox.grid_hook.remove()
+    for kind, watch in toolbox.watches.items():
+        if not any(slot.kind is kind for slot in toolbox.slots):
+            watch.remove()
+
+
+def _check_kinds(backbone: Attachable, config: ToolboxConfig, kinds: Collection[Kind]) -> None:
+    wanted = [kind for kind in CROSSMODAL if kind in kinds]
+    if not wanted:
+        return
+    if backbone.streams == 1:
+        raise InputError(
+            found=f"modules of the kinds {', '.join(wanted)} in a network without heights",
+            expected="a network with heights",
+            fix="Give heights with --dsm, or make it one by with_heights()",
+        )
+    known = mechanism(config.mechanism).kinds
+    if not set(wanted) <= set(known):
+        raise InputError(
+            found=f"modules of the kinds {', '.join(wanted)}",
+            expected=f"some of {', '.join(known)}, which {config.mechanism} makes",
+        )
 
 
 def _check_anatomy(layer: int, block: Any) -> None:

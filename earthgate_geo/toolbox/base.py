@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,9 +28,21 @@ class Kind(StrEnum):
     REIN = "rein"
     """The block's output: attention to learned tokens. A rival; the gate never chooses it."""
 
+    IMAGE = "image"
+    """With heights: what the stream of the image alone trains."""
+
+    HEIGHT = "height"
+    """With heights: what the stream of the heights alone trains."""
+
+    FUSION = "fusion"
+    """With heights: what the streams exchange."""
+
 
 GATED = (Kind.SPATIAL, Kind.SEMANTIC, Kind.FREQUENCY)
 """The kinds among which the gate chooses."""
+
+CROSSMODAL = (Kind.IMAGE, Kind.HEIGHT, Kind.FUSION)
+"""The kinds among which it chooses in a network with heights, made by one mechanism."""
 
 
 @dataclass(frozen=True, order=True)
@@ -110,6 +122,15 @@ class ToolboxConfig:
     rein_rank: int = 16
     """Rank of the matrix of these tokens."""
 
+    mechanism: str = "mmadapter"
+    """What makes modules of the image, the heights and their fusion: see ``crossmodal``."""
+
+    adapter_ratio: float = 0.25
+    """Inner width of ``mmadapter`` and ``separate`` as a share of a token's."""
+
+    fusion_rank: int = 4
+    """Inner width of ``mmlora``."""
+
     def __post_init__(self) -> None:
         unknown = sorted(set(self.kinds) - set(Kind))
         if unknown or not self.kinds:
@@ -122,11 +143,16 @@ class ToolboxConfig:
         narrowest = min(
             *(self.rank, self.bottleneck, self.frequency_bottleneck),
             *(self.rein_tokens - 1, self.rein_rank),  # the first token has no value
+            self.fusion_rank,
         )
         if narrowest < 1:
             raise InputError(found=f"a module of width {narrowest}", expected="1 or more")
         if not 0 <= self.rho <= 1:
             raise InputError(found=f"rho {self.rho}", expected="a share in 0..1")
+        if self.adapter_ratio <= 0:
+            raise InputError(
+                found=f"an adapter ratio of {self.adapter_ratio:g}", expected="a positive number"
+            )
 
 
 @dataclass(kw_only=True)
@@ -146,8 +172,8 @@ class Toolbox:
     blocks: Sequence[nn.Module] = ()
     """The transformer blocks, by layer."""
 
-    grid_hook: RemovableHandle | None = None
-    """Tells the frequency modules the token grid."""
+    watches: Mapping[Kind, RemovableHandle] = field(default_factory=dict)
+    """Tell modules of these kinds, before every pass, what they have to know of the images."""
 
     @property
     def used(self) -> frozenset[Slot]:

@@ -28,32 +28,29 @@ class LowRank(nn.Module):
         return self.up @ self.down
 
 
-class SpatialPath(nn.Module):
-    """LoRA on the queries and values of one attention, not on its keys or output.
+class QueryValuePath(nn.Module):
+    """Low-rank updates of the queries and values of one attention, not of its keys or output.
 
-    Computes ``W x + B A x`` for W_q and W_v. Hooks into the projections, fused or apart, so the
-    attention itself is whatever the backbone has.
-
-    Source:
-        CrossEarth-Gate, arXiv:2511.20302; Hu et al. 2022, "LoRA", arXiv:2106.09685. The scale
-        alpha / rank is 1, as the paper's is not known; no dropout.
+    Hooks into the projections, fused or apart, so the attention itself is whatever the backbone
+    has.
 
     Args:
         attention: The attention to update, with ``qkv`` or with ``q_proj`` and ``v_proj``.
-        config: Gives the rank.
+        rank: Inner width of the updates.
         generator: Draws ``A``.
     """
 
-    def __init__(
-        self, attention: Any, *, config: ToolboxConfig, generator: torch.Generator
-    ) -> None:
+    def __init__(self, attention: Any, *, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.used = False
         self._handles: list[RemovableHandle] = []
-        self._bias_is_lent = False
         q, v = _projections(attention)
-        self.q = LowRank(q.shape[1], q.shape[0], rank=config.rank, generator=generator)
-        self.v = LowRank(v.shape[1], v.shape[0], rank=config.rank, generator=generator)
+        self.q = LowRank(q.shape[1], q.shape[0], rank=rank, generator=generator)
+        self.v = LowRank(v.shape[1], v.shape[0], rank=rank, generator=generator)
+
+    def update(self, low_rank: LowRank, tokens: Tensor) -> Tensor:
+        """Map tokens (..., in) to what is to be added to their projection, (..., out)."""
+        raise NotImplementedError
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters."""
@@ -74,18 +71,51 @@ class SpatialPath(nn.Module):
                 attention.v_proj.register_forward_hook(self._add_to_v),
             ]
             return
-        self._lend_bias(attention)
+        _lend_bias(attention)
         self._handles = [attention.qkv.register_forward_hook(self._add_to_qkv)]
 
     def leave(self, block: Any) -> None:
-        """Unhook, and give back what ``join`` moved."""
+        """Unhook, and give back what ``join`` moved if no other needs it."""
         for handle in self._handles:
             handle.remove()
-        if self._bias_is_lent:
-            attention = block.attn
-            q_bias = attention.qkv.bias.detach()[: len(attention.v_bias)].clone()
-            attention.q_bias = nn.Parameter(q_bias, attention.v_bias.requires_grad)
-            attention.qkv.bias = None
+        _return_bias(block.attn)
+
+    def _add_to_qkv(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if not self.used:
+            return None
+        q, k, v = output.chunk(3, dim=-1)
+        (tokens,) = args
+        return torch.cat((q + self.update(self.q, tokens), k, v + self.update(self.v, tokens)), -1)
+
+    def _add_to_q(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        return output + self.update(self.q, args[0]) if self.used else None
+
+    def _add_to_v(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        return output + self.update(self.v, args[0]) if self.used else None
+
+
+class SpatialPath(QueryValuePath):
+    """LoRA: computes ``W x + B A x`` for W_q and W_v.
+
+    Source:
+        CrossEarth-Gate, arXiv:2511.20302; Hu et al. 2022, "LoRA", arXiv:2106.09685. The scale
+        alpha / rank is 1, as the paper's is not known; no dropout.
+
+    Args:
+        attention: The attention to update, with ``qkv`` or with ``q_proj`` and ``v_proj``.
+        config: Gives the rank.
+        generator: Draws ``A``.
+    """
+
+    def __init__(
+        self, attention: Any, *, config: ToolboxConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__(attention, rank=config.rank, generator=generator)
+
+    def update(self, low_rank: LowRank, tokens: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        added: Tensor = low_rank(tokens)
+        return added
 
     @torch.no_grad()
     def merge(self, block: Any) -> None:
@@ -94,27 +124,24 @@ class SpatialPath(nn.Module):
         q += self.q.delta()
         v += self.v.delta()
 
-    def _lend_bias(self, attention: Any) -> None:
-        # timm's EVA and BEiT keep the bias outside the layer, then multiply by qkv.weight without
-        # calling the layer, past its hooks. Inside the layer it is the same operation.
-        if getattr(attention, "q_bias", None) is None or attention.qkv_bias_separate:
-            return
-        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias)).detach()
-        attention.qkv.bias = nn.Parameter(bias, requires_grad=False)
-        attention.q_bias = None
-        self._bias_is_lent = True
 
-    def _add_to_qkv(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if not self.used:
-            return None
-        q, k, v = output.chunk(3, dim=-1)
-        return torch.cat((q + self.q(args[0]), k, v + self.v(args[0])), dim=-1)
+def _lend_bias(attention: Any) -> None:
+    # timm's EVA and BEiT keep the bias outside the layer, then multiply by qkv.weight without
+    # calling the layer, past its hooks. Inside the layer it is the same operation.
+    if getattr(attention, "q_bias", None) is None or attention.qkv_bias_separate:
+        return
+    bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias)).detach()
+    attention.qkv.bias = nn.Parameter(bias, requires_grad=False)
+    attention.q_bias = None
 
-    def _add_to_q(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        return output + self.q(args[0]) if self.used else None
 
-    def _add_to_v(self, _layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        return output + self.v(args[0]) if self.used else None
+def _return_bias(attention: Any) -> None:
+    # Two modules may stand on one layer, for two streams: the last to leave gives it back.
+    lent = getattr(attention, "v_bias", None) is not None and attention.q_bias is None
+    if lent and not attention.qkv._forward_hooks:
+        q_bias = attention.qkv.bias.detach()[: len(attention.v_bias)].clone()
+        attention.q_bias = nn.Parameter(q_bias, attention.v_bias.requires_grad)
+        attention.qkv.bias = None
 
 
 def _projections(attention: Any) -> tuple[Tensor, Tensor]:

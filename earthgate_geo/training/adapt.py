@@ -31,6 +31,7 @@ from earthgate_geo.training.selftrain import (
     ReplaySource,
     both_ways,
     class_mix,
+    forget_heights,
     pseudo_label,
     shares,
     strengthen,
@@ -280,7 +281,10 @@ class _Run:
         self.held_back: tuple[Tensor, Tensor] | None = None
         if loaded.replay:
             self.replay, self.held_back = ReplaySource.split(
-                loaded.replay, size_px=options.tile_px, held_back=options.guard_tiles
+                loaded.replay,
+                size_px=options.tile_px,
+                held_back=options.guard_tiles,
+                heights=self.model.config.heights,
             )
         self._set_aside = self.held_back
         self.rng = np.random.default_rng(options.seed)
@@ -300,7 +304,7 @@ class _Run:
         """Choose how the scene is shown and which classes are said too readily there."""
         self._look = self.tiles.draw(self.options.guard_tiles)
         if self._statistics is not None:
-            images = self._look.images[:_LOOKED_AT]
+            images = self._bands(self._look.images[:_LOOKED_AT])
             self.choice = choose_view(self.model, self._statistics, images)
         self._show(self.choice.view if self.choice else View())
         head = self.model.head
@@ -308,7 +312,7 @@ class _Run:
         if isinstance(head, TemperedHead):
             with torch.no_grad():
                 seen = torch.cat([self.logits_on_cpu(image[None]) for image in self._look.images])
-            self.restraints = restrain(seen, self._look.images, self._look.valid)
+            self.restraints = restrain(seen, self._bands(self._look.images), self._look.valid)
             for each in self.restraints:
                 head.offset(each.index, each.offset)
         self._hold_shares()
@@ -333,8 +337,17 @@ class _Run:
         seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in self._look.images])
         self._align = Alignment(shares(seen, self._look.valid))
 
+    def _bands(self, images: Tensor) -> Tensor:
+        """Return images without their heights: light is what is looked at."""
+        return images[:, : len(self.model.config.bands)]
+
+    def _varied(self, images: Tensor) -> Tensor:
+        """Return tiles (batch, channel, row, col) as the student sees them."""
+        bands = len(self.model.config.bands)
+        return forget_heights(strengthen(images, self.rng), self.rng, bands=bands)
+
     def logits(self, images: Tensor) -> Tensor:
-        """Map images (batch, 3, row, col) to float logits."""
+        """Map images (batch, channel, row, col) to float logits."""
         with fast_arithmetic(self.options.device):
             logits: Tensor = self.model(images.to(self.options.device))
         return logits.float()
@@ -394,7 +407,7 @@ class _Run:
         probabilities = self._probabilities(batch.images)
         self._align.follow(probabilities, batch.valid)
         pseudo = self._pseudo(probabilities, batch.valid)
-        images = strengthen(batch.images, self.rng)
+        images = self._varied(batch.images)
         if self.replay is not None:
             donor, labels = self.replay.draw(self.options.batch, self.rng)
             donors = (strengthen(donor, self.rng), labels)
@@ -406,7 +419,7 @@ class _Run:
     def _labelled_loss(self) -> Tensor:
         batch = self.tiles.draw_labelled(self.options.batch)
         truth = PseudoLabels(labels=batch.labels, weights=torch.ones(batch.labels.shape))
-        supervised = self._loss(strengthen(batch.images, self.rng), truth)
+        supervised = self._loss(self._varied(batch.images), truth)
         return supervised + 0.5 * self._unlabelled_loss()
 
     def _probabilities(self, images: Tensor) -> Tensor:

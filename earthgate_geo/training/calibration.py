@@ -94,8 +94,8 @@ def look(
     Memory: at most 8,192 pixels of a tile, twice.
 
     Args:
-        network: Maps images (batch, 3, row, col) in 0..1 to logits.
-        tiles: Images (3, row, col) with their validity (row, col).
+        network: Maps images (batch, channel, row, col) to logits.
+        tiles: Images (channel, row, col) with their validity (row, col).
         labels: Labels of ``tiles``.
     """
     rng = np.random.default_rng(0)

@@ -74,8 +74,8 @@ def gather(
     """Watch a model on held-back tiles.
 
     Args:
-        network: Maps images (batch, 3, row, col) in 0..1 to logits.
-        tiles: Images (3, row, col) with their validity (row, col).
+        network: Maps images (batch, channel, row, col) to logits.
+        tiles: Images (channel, row, col) with their validity (row, col).
         classes: Names of the classes.
         replay: Held-back replay images and labels.
         labels: Labels of ``tiles``.

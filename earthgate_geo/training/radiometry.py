@@ -18,7 +18,11 @@ def resize(bands: Tensor, size_px: int) -> Tensor:
 
 
 def vary_radiometry(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary an image (3, height, width) in 0..1 as sensors, haze and compression do."""
+    """Vary an image (3 or more, height, width) in 0..1 as sensors, haze and compression do.
+
+    What follows the three bands, heights, stays as it is.
+    """
+    image, rest = image[:3], image[3:]
     image = image.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.3)))
     contrast = torch.from_numpy(np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.06, 3))).float()
     offset = torch.from_numpy(rng.normal(0, 0.05) + rng.normal(0, 0.025, 3)).float()
@@ -33,7 +37,7 @@ def vary_radiometry(image: Tensor, rng: np.random.Generator) -> Tensor:
     elif draw < 0.45:
         noise = rng.normal(0, rng.uniform(0.01, 0.05), tuple(image.shape))
         image = image + torch.from_numpy(noise).float()
-    return image.clamp(0, 1)
+    return torch.cat([image.clamp(0, 1), rest])
 
 
 def vary_sensor(image: Tensor, rng: np.random.Generator) -> Tensor:

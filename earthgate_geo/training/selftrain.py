@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.view import View
 from earthgate_geo.training.radiometry import vary_radiometry
+
+_FORGOTTEN = 0.1
+"""Share of the tiles that lose their heights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def class_mix(
         pseudo-labelled part is weighted by certainty, which that build leaves out.
 
     Args:
-        images: Target tiles (batch, 3, row, col).
+        images: Target tiles (batch, channel, row, col).
         pseudo: Their pseudo-labels.
         donors: As many labelled tiles: images and labels of the same shapes.
         weight: Of a pasted pixel; a pseudo-labelled one weighs by its certainty, at most 1.
@@ -140,21 +144,29 @@ class ReplaySource:
     view: View
     """How the target is shown to the network; the tiles are drawn as the target's sensor has it."""
 
-    def __init__(self, replay: Replay, *, size_px: int) -> None:
+    def __init__(self, replay: Replay, *, size_px: int, heights: bool = False) -> None:
         self.view = View()
+        self._heights = heights
         self._images = torch.from_numpy(replay.images)
         self._labels = torch.from_numpy(replay.labels.astype(np.int64))
         self._size_px = size_px
 
     @classmethod
     def split(
-        cls, replay: Replay, *, size_px: int, held_back: int
+        cls, replay: Replay, *, size_px: int, held_back: int, heights: bool = False
     ) -> tuple["ReplaySource", tuple[Tensor, Tensor]]:
-        """Return a source for training, and up to ``held_back`` tiles that it never draws."""
+        """Return a source for training, and up to ``held_back`` tiles that it never draws.
+
+        Args:
+            replay: The tiles.
+            size_px: Height and width of the target's tiles.
+            held_back: Most tiles to hold back; these are without a channel of heights.
+            heights: Whether the network takes heights; those of the tiles are missing.
+        """
         count = min(held_back, len(replay.images) // 4)
-        training = cls(Replay(replay.images[count:], replay.labels[count:]), size_px=size_px)
+        rest = Replay(replay.images[count:], replay.labels[count:])
         guard = cls(Replay(replay.images[:count], replay.labels[:count]), size_px=size_px)
-        return training, (
+        return cls(rest, size_px=size_px, heights=heights), (
             guard._fit(guard._images.float() / 255),
             guard._fit(guard._labels.unsqueeze(1)).squeeze(1),
         )
@@ -163,6 +175,8 @@ class ReplaySource:
         """Return ``count`` images in 0..1 and their labels, repeated to fill the tile size."""
         chosen = torch.from_numpy(rng.integers(len(self._images), size=count))
         images = self.view.undone(self._fit(self._images[chosen].float() / 255))
+        if self._heights:
+            images = without_heights(images)
         return images, self._fit(self._labels[chosen].unsqueeze(1)).squeeze(1)
 
     def _fit(self, tiles: Tensor) -> Tensor:
@@ -170,6 +184,31 @@ class ReplaySource:
         return tiles.tile(1, 1, repeats, repeats)[..., : self._size_px, : self._size_px]
 
 
+def forget_heights(images: Tensor, rng: np.random.Generator, *, bands: int) -> Tensor:
+    """Take the heights from a tenth of the tiles, so that a network does not come to need them.
+
+    Source:
+        Ours; dropping a whole modality is known as ModDrop, Neverova et al. 2014,
+        arXiv:1501.00102.
+
+    Args:
+        images: (batch, channel, row, col), the bands first; as they are where there is no more.
+        rng: Chooses the tiles.
+        bands: Number of bands.
+    """
+    if images.shape[1] == bands:
+        return images
+    forgotten = torch.from_numpy(rng.random(len(images)) < _FORGOTTEN)
+    images = images.clone()
+    images[forgotten, bands:] = NO_HEIGHT
+    return images
+
+
+def without_heights(images: Tensor) -> Tensor:
+    """Append a channel of heights that are missing to images (batch, band, row, col)."""
+    return torch.cat([images, torch.full_like(images[:, :1], NO_HEIGHT)], dim=1)
+
+
 def strengthen(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary the radiometry of every tile of a batch (batch, 3, row, col), for the student."""
+    """Vary the radiometry of every tile of a batch (batch, channel, row, col), for the student."""
     return torch.stack([vary_radiometry(image, rng) for image in images])

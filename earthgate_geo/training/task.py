@@ -35,6 +35,8 @@ _ALIGNED_IMAGES = 16
 """Target images behind the class shares that ``Dacs.aligned`` holds to."""
 
 _UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+_MOMENTUM = 0.9
+"""Of stochastic gradient descent."""
 
 
 class Steps(Protocol):
@@ -80,7 +82,8 @@ class SourceTask(LightningModule):
         restyle: Needed where ``recipe.styles`` is set, and nowhere else.
 
     Raises:
-        InputError: ``restyle`` without ``recipe.styles`` or the other way round.
+        InputError: ``restyle`` without ``recipe.styles`` or the other way round, or reconstruction
+            for a model with heights.
     """
 
     losses: list[float]
@@ -119,6 +122,12 @@ class SourceTask(LightningModule):
                 else "a bank of styles and a recipe without",
                 expected="both or neither",
             )
+        if recipe.multitask and model.config.heights:
+            raise InputError(
+                found="reconstruction beside the classes for a model with heights",
+                expected="a model that sees the image alone",
+                fix="Train without --multitask",
+            )
         self.strict_loading = False  # a state leaves out what is frozen
         self.model, self.tuner, self.recipe = model, tuner, recipe
         self.losses, self.seconds, self.seconds_selecting = [], 0.0, 0.0
@@ -140,8 +149,12 @@ class SourceTask(LightningModule):
             parameter.requires_grad_(True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its rate."""
-        optimizer = torch.optim.AdamW(self._groups())
+        """Return the recipe's optimiser and its rate."""
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(self._groups(), momentum=_MOMENTUM)
+            if self.recipe.optimiser == "sgd"
+            else torch.optim.AdamW(self._groups())
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -210,10 +223,10 @@ class SourceTask(LightningModule):
         return loss
 
     def loss(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the loss on images (batch, 3, row, col).
+        """Return the loss on images (batch, channel, row, col).
 
         Args:
-            images: In 0..1.
+            images: As the model takes them.
             labels: (batch, row, col), class indices, ``OTHER`` or ``UNKNOWN``. Where the labels
                 name every class, ``OTHER`` says nothing.
             weights: (batch, row, col), 0..1; what is not weighed counts as 1. Half the weights
@@ -251,7 +264,10 @@ class SourceTask(LightningModule):
         return loss * (weights * known).sum() / known.sum().clamp(min=1)
 
     def _styled(self, images: Tensor, step: int) -> Tensor | None:
-        """Return the images in drawn styles, in all processes of a styled step."""
+        """Return the images in drawn styles, in all processes of a styled step.
+
+        Heights have no style.
+        """
         styles, restyle = self.recipe.styles, self._restyle
         if styles is None or restyle is None:
             return None
@@ -259,8 +275,10 @@ class SourceTask(LightningModule):
         if drawn >= styles.probability:
             return None
         rngs = self._rngs(_STYLE, step, len(images))
-        singles = zip(torch.split(images, 1), rngs, strict=True)
-        return torch.cat([restyle(image, rng) for image, rng in singles])
+        bands = len(self.model.config.bands)
+        singles = zip(torch.split(images[:, :bands], 1), rngs, strict=True)
+        styled = torch.cat([restyle(image, rng) for image, rng in singles])
+        return torch.cat([styled, images[:, bands:]], dim=1)
 
     def _rngs(self, use: int, step: int, count: int) -> list[np.random.Generator]:
         """Return a generator for each of ``count`` images of this process."""

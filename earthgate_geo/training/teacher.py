@@ -56,12 +56,12 @@ class Teacher:
         return self._dacs.aligned and self._align is None
 
     def look(self, images: Tensor, valid: Tensor) -> None:
-        """Hold the class shares from now on to those seen in images (batch, 3, row, col)."""
+        """Hold the class shares from now on to those seen in images (batch, channel, row, col)."""
         seen = torch.cat([self._probabilities(image) for image in torch.split(images, 1)])
         self._align = Alignment(self._mean(shares(seen, valid)))
 
     def label(self, images: Tensor, valid: Tensor) -> PseudoLabels:
-        """Label images (batch, 3, row, col), valid in (batch, row, col), and change nothing."""
+        """Label images (batch, channel, row, col) where ``valid``; change nothing."""
         return self._labelled(self._probabilities(images), valid)
 
     def _labelled(self, probabilities: Tensor, valid: Tensor) -> PseudoLabels:

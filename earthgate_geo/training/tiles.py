@@ -38,6 +38,9 @@ class SceneView:
     radiometry: Radiometry
     """Of the scene, for the dataset's bands."""
 
+    height_radiometry: Radiometry | None = None
+    """Of its heights, ``UNSCALED`` where there are none; None for a network that takes none."""
+
 
 class SceneWindow(NamedTuple):
     """A window of one of several scenes."""
@@ -58,7 +61,7 @@ class TileBatch:
     """Tiles as the network sees them."""
 
     images: Tensor
-    """(batch, 3, row, col) in 0..1."""
+    """(batch, channel, row, col): bands in 0..1, then the heights where the network takes them."""
 
     valid: Tensor
     """(batch, row, col), True where the scene has data."""
@@ -216,7 +219,7 @@ class _Cut:
     def __init__(self, view: SceneView, network: Size, generator: torch.Generator) -> None:
         dataset, plan = view.dataset, view.plan
         self._dataset, self._network, self._generator = dataset, network, generator
-        self._prepare = NetworkInput(view.radiometry, network)
+        self._prepare = NetworkInput(view.radiometry, network, heights=view.height_radiometry)
         self._tile = Size(
             max(1, round(network.rows * plan.tile.rows / plan.network.rows)),
             max(1, round(network.cols * plan.tile.cols / plan.network.cols)),

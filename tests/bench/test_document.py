@@ -13,6 +13,10 @@ RESULT = {
     ],
     "miou_last": 0.5,
     "miou_best_on_test": 0.4375,
+    "mean_f1_last": 0.6,
+    "mean_f1_best_on_test": 0.575,
+    "accuracy_last": 0.75,
+    "accuracy_best_on_test": None,
     "miou_before": 0.375,
     "step_of_best": 50,
     "trained_parameters": 1234567,
@@ -34,6 +38,8 @@ def test_the_page_tells_last_and_best_on_test_apart() -> None:
         "| building | 50.0 | 62.5 |\n"
         "| road | - | 25.0 |\n"
         "| **mean** | 50.0 | 43.8 |\n"
+        "| mean F1 | 60.0 | 57.5 |\n"
+        "| accuracy, all classes | 75.0 | - |\n"
         "| mean before training | 37.5 |  |\n\n"
         "Best on test is step 50, chosen by looking at the test labels.\n\n"
         "| cost | value |\n"

@@ -52,6 +52,13 @@ def test_the_mean_leaves_out_classes_that_do_not_count(examination) -> None:
     assert examination.mean_iou(3) == 0.25
 
 
+def test_f1_leaves_out_what_the_mean_does_and_accuracy_counts_all_classes(examination) -> None:
+    examination(Constant(0), 3)
+
+    assert examination.mean_f1(3) == pytest.approx((0 + 2 / 3) / 2)
+    assert examination.accuracy(3) == 0.5
+
+
 def test_a_class_in_neither_truth_nor_map_has_no_score(examination) -> None:
     codes = LabelCodes(values={0: 1, 1: 1, 2: 0})
     examination.test = PatchDataset(examination.test.patches, codes=codes)

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -5,7 +6,10 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from networks import write_model
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 from rasters import ROTATED, SOUTH_UP, RasterSpec, write_raster
 
 from earthgate_cli.main import main
@@ -52,6 +56,56 @@ def test_the_packaged_model_adapts_to_a_sample_scene_and_maps_it(tmp_path, monke
     assert polygons.area.sum() == pytest.approx(wanted)
     assert "http" not in Path("town.html").read_text().replace("http://www.w3.org/", "")
     assert Path("town_irrg.adapter.safetensors").stat().st_size < 4_000_000
+
+
+def _cut(source, target, side_px):
+    """Cut the upper left square out of a raster."""
+    with rasterio.open(source) as file:
+        values = file.read(window=Window(0, 0, side_px, side_px))
+        write_raster(
+            target,
+            RasterSpec(crs=file.crs, transform=file.transform, nodata=file.nodata),
+            values=values,
+        )
+
+
+def _warped(source, target, crs, resolution):
+    """Bring a raster to another CRS and pixel size."""
+    with rasterio.open(source) as file, WarpedVRT(file, crs=crs) as whole:
+        shrink = resolution / whole.res[0]
+        size = {"width": int(whole.width / shrink), "height": int(whole.height / shrink)}
+        where = whole.transform @ Affine.scale(shrink)
+        with WarpedVRT(file, crs=crs, transform=where, **size) as warped:
+            values = warped.read()
+        write_raster(
+            target, RasterSpec(crs=crs, transform=where, nodata=file.nodata), values=values
+        )
+
+
+def test_the_packaged_model_adapts_to_a_scene_with_heights_of_another_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _cut(SAMPLES / "town_rgb.tif", tmp_path / "town.tif", 360)
+    _warped(SAMPLES / "town_rgb_dsm.tif", tmp_path / "dsm.tif", "EPSG:3857", 1.0)
+
+    code = main(
+        [
+            *("adapt", "--src", "town.tif", "--dsm", "dsm.tif", "--dst", "map.tif"),
+            *("--labels", str(SAMPLES / "town_rgb_labels.gpkg"), "--report", "town.html"),
+            *("--steps", "2", "--runtime", "torch", "-q"),
+        ]
+    )
+
+    assert code == 0
+    _assert_same_place_and_validity("map.tif", "town.tif")
+    assert "Heights cover the whole scene." in Path("town.html").read_text()
+    with rasterio.open("map.tif") as found:
+        tags = found.tags()
+        (low,), (high,) = json.loads(tags["EARTHGATE_HEIGHTS"]).values()
+    assert abs(high - low) > 3  # metres: what stands in the town
+
+    again = ("map", "--src", "town.tif", "--dsm", "dsm.tif", "--dst", "again.tif")
+    assert main([*again, "--model", "town.adapter.safetensors", "--runtime", "torch", "-q"]) == 0
+    assert Path("again.tif").read_bytes() == Path("map.tif").read_bytes()
 
 
 def test_the_packaged_model_maps_the_sample_town_far_better_than_a_constant_map(

@@ -9,6 +9,7 @@ from pathlib import Path
 import lessons
 import pytest
 import torch
+from rasters import RasterSpec, write_raster
 from workplace import files
 
 from earthgate_cli import summary
@@ -50,6 +51,21 @@ def test_train_says_what_it_trained_and_wrote(place, capsys) -> None:
         "classes dark, bright; for scenes of 0.25 to 1 m a pixel",
         "wrote new.safetensors",
     ]
+
+
+def test_train_takes_the_heights_of_the_images(place, capsys) -> None:
+    (place / "lessons" / "dsm").mkdir()
+    for image in sorted((place / "lessons" / "images").iterdir()):
+        spec = RasterSpec(bands=1, rows=48, cols=48)
+        write_raster(place / "lessons" / "dsm" / image.name, spec)
+
+    asked = ("--dsm", "--policy", "mmlora", "--head", "mfnet", "--json")
+    code, out, err = run(capsys, *TRAIN, *asked)
+
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (document["policy"], document["start"]["head"]) == ("mmlora", "mfnet")
+    assert {slot.partition(".")[2] for slot in document["slots"]} == {"image", "height", "fusion"}
 
 
 def test_train_prints_its_document_as_json_and_nothing_else(place, capsys) -> None:

@@ -4,10 +4,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgate_geo.data.augment import plain_crop, random_blocks, random_crop
+from earthgate_geo.data.augment import (
+    mirrored_crop,
+    plain_crop,
+    random_blocks,
+    random_crop,
+    resized_apart,
+)
+from earthgate_geo.data.heights import NO_HEIGHT
+from earthgate_geo.data.scenes import resized
 from earthgate_geo.metrics import OTHER, UNKNOWN
+from earthgate_geo.raster.grid import Size
 
-crops = pytest.mark.parametrize("crop", [random_crop, plain_crop])
+crops = pytest.mark.parametrize("crop", [random_crop, plain_crop, mirrored_crop])
 
 
 def item_of(mask, image=None):
@@ -208,3 +217,51 @@ def test_each_block_is_drawn_with_the_wanted_probability(share):
     mask = random_blocks(100, 100, share=share, block_px=1, rng=np.random.default_rng(0))
 
     assert float(mask.float().mean()) == pytest.approx(share, abs=0.02)
+
+
+def measured(rows, cols, *, hole=slice(0, 0)):
+    """Return a grey item whose heights rise from left to right, with a hole of some columns."""
+    heights = torch.linspace(0, 1, cols).expand(1, rows, cols).clone()
+    heights[..., hole] = NO_HEIGHT
+    image = torch.cat([torch.full((3, rows, cols), 0.5), heights])
+    return item_of(np.zeros((rows, cols)), image)
+
+
+@crops
+def test_heights_keep_their_values_and_past_the_patch_there_are_none(crop):
+    results = drawn(crop, measured(40, 40, hole=slice(10, 20)), 64, 60)
+
+    assert any(not result["valid"].all() for result in results)
+    for result in results:
+        heights = result["image"][3]
+        assert result["image"].shape == (4, 64, 64)
+        assert (heights[~result["valid"]] == NO_HEIGHT).all()
+        assert ((heights == NO_HEIGHT) | ((heights >= 0) & (heights <= 1))).all()
+
+
+def test_colours_vary_on_the_bands_and_a_tenth_of_the_crops_lose_their_heights():
+    results = drawn(random_crop, measured(40, 40), 10, 300)
+
+    lost = [bool((result["image"][3] == NO_HEIGHT).all()) for result in results]
+    greys = {round(float(result["image"][:3].mean()), 3) for result in results}
+    assert 0.05 < np.mean(lost) < 0.16
+    assert len(greys) > 100
+
+
+def test_mirror_images_are_of_whole_crops_along_either_axis():
+    item = item_of(np.arange(36).reshape(6, 6))
+
+    seen = {tuple(r["mask"].flatten().tolist()) for r in drawn(mirrored_crop, item, 6, 40)}
+
+    mask = item["mask"]
+    ways = [mask, mask.flip(0), mask.flip(1), mask.flip(0, 1)]
+    assert seen == {tuple(way.flatten().tolist()) for way in ways}
+
+
+def test_resizing_averages_the_heights_that_there_are():
+    image = measured(4, 4)["image"]
+    image[3] = torch.tensor([[0.2, NO_HEIGHT, NO_HEIGHT, NO_HEIGHT]] * 4)
+
+    small = resized_apart(image, lambda channels: resized(channels, Size(2, 2)))
+
+    torch.testing.assert_close(small[3], torch.tensor([[0.2, NO_HEIGHT]] * 2))

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +180,51 @@ def test_scenes_have_their_labels_beside_them(tmp_path, ending):
         Pair(tmp_path / "a.tif", tmp_path / f"a_labels{ending}"),
         Pair(tmp_path / "b.jp2"),
     ]
+
+
+@pytest.mark.parametrize("names", [("a.tif", "a_dsm.tif"), ("images/a.tif", "dsm/a.tif")])
+def test_heights_lie_beside_their_image_and_come_where_they_are_asked_for(tmp_path, names):
+    image, height = names
+    furnish(tmp_path, image, height, str(Path(image).with_name("b.tif")))
+
+    asked, _ = open_pairs(tmp_path, heights=True)
+    plain, _ = open_pairs(tmp_path)
+
+    assert [pair.height for pair in asked] == [tmp_path / height, None]
+    assert asked[0].files == (tmp_path / image, tmp_path / height)
+    assert [pair.height for pair in plain] == [None, None]
+
+
+def test_a_manifest_names_heights_in_a_column_of_their_own(tmp_path):
+    furnish(tmp_path, "1.tif", "2.tif", "all.vrt")
+    furnish(tmp_path, "manifest.csv", text="image,dsm\n1.tif,all.vrt\n2.tif,\n")
+
+    pairs, _ = open_pairs(tmp_path, heights=True)
+
+    assert [(pair.height, pair.label) for pair in pairs] == [
+        (tmp_path / "all.vrt", None),
+        (None, None),
+    ]
+
+
+def test_heights_that_are_not_there_are_missed_only_where_they_are_asked_for(tmp_path):
+    furnish(tmp_path, "1.tif")
+    furnish(tmp_path, "manifest.csv", text="image,dsm\n1.tif,lost.tif\n")
+
+    assert len(open_pairs(tmp_path)[0]) == 1
+    assert str(refusal(tmp_path, heights=True)) == (
+        f"{tmp_path / 'manifest.csv'} names {tmp_path / 'lost.tif'}, which is not there; expected "
+        "paths of files, from the folder of the manifest."
+    )
+
+
+def test_two_files_of_heights_for_one_image_are_refused(tmp_path):
+    furnish(tmp_path, "a.tif", "a_dsm.tif", "a_dsm.vrt")
+
+    assert str(refusal(tmp_path, heights=True)) == (
+        f"{tmp_path / 'a_dsm.tif'} and {tmp_path / 'a_dsm.vrt'} are heights of the same image; "
+        "expected one file of each name."
+    )
 
 
 @pytest.mark.parametrize("name", ["a/1.tif", "truth/3.png"])

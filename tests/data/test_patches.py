@@ -6,19 +6,22 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
-from rasters import RasterSpec, write_raster
+from rasters import NORTH_UP, RasterSpec, write_raster
 
+from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.data.label_codes import LabelCodes
 from earthgate_geo.data.pairs import Pair, open_pairs
 from earthgate_geo.data.patches import (
     Patch,
     PatchDataset,
+    check_heights,
     cut,
     joint_radiometry,
     patches_of,
@@ -30,6 +33,8 @@ from earthgate_geo.raster.read import SceneOptions, open_scene
 
 UNPLACED = {"crs": None, "transform": None}
 WHOLE = Window(0, 0, Size(60, 80))
+ROWS = ((0, 1, 2), (3, 4, 5))
+"""Patches of an image of 60 x 80 px in squares of about 30."""
 
 
 @pytest.fixture
@@ -159,6 +164,103 @@ def test_images_of_one_scene_share_its_statistics(tmp_path):
     joined = torch.cat([parts[0]["image"], parts[1]["image"]], 2)
     torch.testing.assert_close(joined, whole, atol=1e-6, rtol=0)
     assert torch.equal(parts.without_labels()[1]["image"], parts[1]["image"])
+
+
+def slope(rows, cols):
+    return np.linspace(100, 200, rows * cols, dtype=np.float32).reshape(1, rows, cols)
+
+
+def test_heights_are_a_fourth_channel_between_their_percentiles(pair, tmp_path):
+    heights = write_raster(tmp_path / "dsm.tif", RasterSpec(**UNPLACED), values=slope(60, 80))
+    measured = Pair(pair.image, height=tmp_path / "dsm.tif")
+    low, high = np.percentile(heights, (1, 99))
+    patches = [Patch(measured), Patch(measured, Window(7, 11, Size(20, 30)))]
+
+    whole, part = PatchDataset(patches, heights=True)
+
+    expected = np.clip((heights - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(whole["image"][3:], expected, atol=1e-5)
+    assert torch.equal(part["image"], whole["image"][:, 7:27, 11:41])
+    assert_array_equal(whole["image"][:3], item_of(pair.image)["image"])
+
+
+def test_an_image_without_heights_has_a_channel_that_says_so(pair):
+    dataset = PatchDataset([Patch(Pair(pair.image))], heights=True)
+
+    for item in (dataset[0], dataset.without_labels()[0]):
+        assert item["image"].shape == (4, 60, 80)
+        assert (item["image"][3] == NO_HEIGHT).all()
+
+
+@pytest.mark.parametrize("filler", [np.nan, np.inf, -9999, -32767, -32768, 3e38])
+def test_near_holes_in_heights_are_filled_and_others_stay(pair, tmp_path, filler):
+    heights = slope(60, 80)
+    heights[0, :4, :4] = heights[0, :, 40:] = filler
+    write_raster(tmp_path / "dsm.tif", RasterSpec(**UNPLACED), values=heights)
+
+    item = PatchDataset([Patch(Pair(pair.image, height=tmp_path / "dsm.tif"))], heights=True)[0]
+
+    channel = item["image"][3]
+    assert (channel[:, :40] >= 0).all()
+    assert (channel[:, 60:] == NO_HEIGHT).all()
+    assert torch.isfinite(channel).all()
+
+
+def test_constant_heights_are_in_the_middle_and_none_at_all_are_no_error(pair, tmp_path):
+    for value, expected in ((7, 0.5), (-9999, NO_HEIGHT)):
+        values = np.full((1, 60, 80), value, np.int16)
+        write_raster(tmp_path / "dsm.tif", RasterSpec(**UNPLACED), values=values)
+        patch = Patch(Pair(pair.image, height=tmp_path / "dsm.tif"))
+
+        assert (PatchDataset([patch], heights=True)[0]["image"][3] == expected).all()
+
+
+def test_heights_of_another_grid_are_brought_onto_a_placed_image(tmp_path):
+    write_raster(tmp_path / "image.tif")
+    coarse = slope(30, 40)
+    place = NORTH_UP @ Affine.scale(2)
+    write_raster(tmp_path / "dsm.tif", RasterSpec(transform=place), values=coarse)
+    pair = Pair(tmp_path / "image.tif", height=tmp_path / "dsm.tif")
+    with open_scene(pair.image) as image:
+        patches = patches_of(pair, image, 30)
+        check_heights(pair, image)
+
+    items = PatchDataset(pickle.loads(pickle.dumps(patches)), heights=True)
+
+    joined = torch.cat([torch.cat([items[i]["image"][3] for i in row], 1) for row in ROWS])
+    wanted = np.clip((coarse[0] - coarse.min()) / np.ptp(coarse), 0, 1)
+    assert len(patches) == 6
+    np.testing.assert_allclose(joined[::2, ::2], wanted, atol=0.05)
+
+
+def test_heights_of_images_of_one_scene_share_their_percentiles(pair, tmp_path):
+    pairs = []
+    for index, part in enumerate(np.split(slope(120, 80), 2, axis=1)):
+        write_raster(tmp_path / f"dsm{index}.tif", RasterSpec(**UNPLACED), values=part)
+        row = {"scene": "one"}
+        copy = tmp_path / f"{index}.tif"
+        copy.write_bytes(pair.image.read_bytes())
+        pairs.append(Pair(copy, None, row, tmp_path / f"dsm{index}.tif"))
+
+    upper, lower = PatchDataset(
+        [Patch(pair) for pair in pairs], radiometry=joint_radiometry(pairs), heights=True
+    )
+
+    assert float(upper["image"][3].max()) == pytest.approx(0.5, abs=0.01)
+    assert float(lower["image"][3].min()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_heights_of_another_size_without_a_place_are_refused(pair, tmp_path):
+    write_raster(tmp_path / "dsm.tif", RasterSpec(**UNPLACED), values=slope(60, 79))
+    measured = Pair(pair.image, height=tmp_path / "dsm.tif")
+
+    with pytest.raises(DataError) as refusal:
+        PatchDataset([Patch(measured)], heights=True)[0]
+
+    assert str(refusal.value) == (
+        f"the heights {tmp_path / 'dsm.tif'} are 60 x 79 px, their image {pair.image} 60 x 80 px; "
+        "expected one size, pixel on pixel."
+    )
 
 
 @pytest.mark.parametrize("window", [None, Window(7, 11, Size(20, 30))])

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import stack_samples
 
+from earthgate_geo.data.heights import HeightLayer
 from earthgate_geo.data.labels import LabelOptions, open_labels
 from earthgate_geo.data.sampling import TopDownSampler
 from earthgate_geo.data.scenes import NetworkInput, SceneDataset, TilePlan, plan_tiles
@@ -37,6 +38,11 @@ TRANSFORMS = {
 def dataset_of(path: Path, **options) -> SceneDataset:
     scene = open_scene(path)
     return SceneDataset(scene, bands=range(1, scene.count + 1), **options)
+
+
+def heights_of(folder: Path) -> HeightLayer:
+    grid = open_scene(folder / "scene.tif").grid
+    return HeightLayer(open_scene(folder / "dsm.tif"), grid)
 
 
 def plane_grid(row_m: float, col_m: float) -> Grid:
@@ -154,9 +160,7 @@ def test_labels_and_heights_lie_on_the_scene_s_pixels(tmp_path):
     scene = open_scene(tmp_path / "scene.tif")
     classes = ClassTable((LandClass(0, "road", "#111111"), LandClass(1, "water", "#222222")))
     labels = open_labels(tmp_path / "codes.tif", scene.grid, classes, LabelOptions())
-    dataset = SceneDataset(
-        scene, bands=(1,), labels=labels, heights=open_scene(tmp_path / "dsm.tif")
-    )
+    dataset = SceneDataset(scene, bands=(1,), labels=labels, heights=heights_of(tmp_path))
 
     sample = dataset[dataset.query(Window(-2, 70, Size(20, 20)))]
 
@@ -185,7 +189,7 @@ def test_heights_of_another_crs_and_resolution_are_warped(tmp_path):
     values = np.broadcast_to(plane, (1, rows, cols)).copy()
     spec = RasterSpec(transform=transform, crs="EPSG:32632")
     write_raster(tmp_path / "dsm.tif", spec, values=values)
-    dataset = dataset_of(tmp_path / "scene.tif", heights=open_scene(tmp_path / "dsm.tif"))
+    dataset = dataset_of(tmp_path / "scene.tif", heights=heights_of(tmp_path))
 
     sample = dataset[dataset.query(Window(0, 0, Size(60, 80)))]
 
@@ -201,7 +205,7 @@ def test_heights_without_a_way_to_the_scene_are_refused(tmp_path):
     write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, crs=PLANE.to_wkt()))
 
     with pytest.raises(DataError) as caught:
-        dataset_of(tmp_path / "scene.tif", heights=open_scene(tmp_path / "dsm.tif"))
+        dataset_of(tmp_path / "scene.tif", heights=heights_of(tmp_path))
 
     assert str(caught.value) == (
         f"{tmp_path / 'dsm.tif'} has a CRS from which PROJ knows no way to the scene's; expected "

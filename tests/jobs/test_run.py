@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import torch
 from rasters import RasterSpec, write_raster
-from workplace import files
+from workplace import SIDE_PX, files
 
 import earthgate_geo
 from earthgate_geo.errors import CancelledError, InputError, OutputError
@@ -37,6 +37,8 @@ EVERY = MapRequest(
 
 SLOTS = dict.fromkeys(Policy, 4) | {  # of a network of four layers
     **dict.fromkeys([Policy.ALL, Policy.MATCHED_ALL], 12),
+    **dict.fromkeys([Policy.MMADAPTER, Policy.MMLORA], 12),
+    Policy.SEPARATE: 8,
     **dict.fromkeys([Policy.HEAD_ONLY, Policy.FULL], 0),
     **dict.fromkeys([Policy.GATE, Policy.RANDOM_K, Policy.FIXED_K, Policy.GRAD_NORM_K], 3),
 }
@@ -167,7 +169,9 @@ def test_labels_open_the_gate_and_the_adapter_file_maps_the_same(place) -> None:
 
 @pytest.mark.parametrize("policy", Policy)
 def test_every_policy_adapts_and_what_it_saved_maps(place, policy) -> None:
-    document = earthgate_geo.run_adapt(replace(OPEN, policy=policy, steps=2), SILENT)
+    write_raster(place / "dsm.tif", RasterSpec(bands=1, rows=SIDE_PX, cols=SIDE_PX))
+    dsm = "dsm.tif" if policy.needs_heights else None
+    document = earthgate_geo.run_adapt(replace(OPEN, policy=policy, steps=2, dsm=dsm), SILENT)
 
     record = read_header("scene.adapter.safetensors")["record"]
     assert (document["policy"], document["decision"]) == (policy, "adapted")

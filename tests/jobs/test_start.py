@@ -24,8 +24,8 @@ class Wish:
     head: str | None = None
 
 
-def _start(classes=TWO, *, seed=0, **wish):
-    return starting_model(Wish(**wish), classes, crop_px=64, seed=seed)
+def _start(classes=TWO, *, seed=0, heights=False, **wish):
+    return starting_model(Wish(**wish), classes, crop_px=64, seed=seed, heights=heights)
 
 
 def _same(one, other):
@@ -93,6 +93,35 @@ def test_a_checkpoint_gives_the_backbone_its_weights_and_a_report(tmp_path):
     assert start.keys.loaded == len(backbone.state_dict())
     assert len(start.digest) == 64
     assert not start.trained
+
+
+def test_with_heights_a_model_keeps_what_it_knows(tmp_path):
+    path = write_model(tmp_path / "small.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    own = small_segmenter()
+
+    kept = _start(own.config.classes, model=str(path), heights=True)
+    fresh = _start(TWO, model=str(path), heights=True, head="mfnet")
+
+    seen = kept.segmenter.eval()(torch.cat([images, images[:, :1]], 1))
+    torch.testing.assert_close(seen, own(images), atol=1e-2, rtol=1e-2)
+    assert (kept.trained, kept.segmenter.config.channels) == (True, 4)
+    assert _same(own.half().float().backbone, fresh.segmenter.backbone.single)
+    assert fresh.segmenter.config.head.kind == "mfnet"
+
+
+def test_a_checkpoint_fits_the_one_backbone_of_both_streams(tmp_path):
+    torch.manual_seed(1)
+    backbone = build_backbone(BackboneConfig())
+    save_file(backbone.state_dict(), tmp_path / "weights.safetensors")
+
+    start = _start(
+        backbone="earthgate_tiny", weights=str(tmp_path / "weights.safetensors"), heights=True
+    )
+
+    assert start.segmenter.config.heights
+    assert _same(start.segmenter.backbone.single, backbone)
+    assert start.keys.loaded == len(backbone.state_dict())
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,130 @@ def test_a_trained_model_maps_adapts_and_says_how_it_was_trained(place):
     assert not any(".earthgate" in name for name in files(place))
 
 
-@pytest.mark.parametrize("policy", Policy)
+def measure(folder, *, of=("0", "1", "2")):
+    """Write heights for the images of a folder of lessons: bright ground is high."""
+    for name in of:
+        with rasterio.open(folder / "images" / f"{name}.tif") as image:
+            heights = image.read(1)[None, ::2, ::2].astype(np.float32)
+            place = image.transform @ Affine.scale(2)
+        (folder / "dsm").mkdir(exist_ok=True)
+        write_raster(folder / "dsm" / f"{name}.tif", RasterSpec(transform=place), values=heights)
+
+
+@pytest.mark.parametrize("policy", ["mmadapter", "mmlora", "separate", "gate", "all", "semantic"])
+def test_a_model_learns_from_heights_beside_the_images(place, policy):
+    measure(place / "lessons")
+    request = replace(QUICK, dsm=True, policy=policy, report=Path("new.html"))
+
+    document = run_train(request, SilentMonitor())
+
+    loaded = load_model("new.safetensors")
+    assert loaded.segmenter.config.heights
+    assert loaded.segmenter(torch.rand(1, 4, 40, 40)).shape == (1, 2, 40, 40)
+    assert document["trained_parameters"] > 0
+
+
+def test_held_out_ground_with_heights_is_scored_and_shown_in_its_colours(place):
+    lessons.furnish(place / "far", gsd_m=None, images=5)
+    for image in sorted((place / "far" / "images").iterdir()):
+        (place / "far" / "dsm").mkdir(exist_ok=True)
+        (place / "far" / "dsm" / image.name).write_bytes(
+            (place / "far" / "labels" / image.name).read_bytes()
+        )
+    request = replace(QUICK, data=Path("far"), dsm=True, report=Path("new.html"), steps=1)
+
+    document = run_train(request, Watch())
+
+    assert document["holdout"]["scored"] == 1
+    assert "the place" in Path("new.html").read_text(encoding="utf-8")
+
+
+def test_images_without_heights_train_among_others_and_are_counted(place):
+    measure(place / "lessons", of=("1",))
+    watch = Watch()
+
+    document = run_train(replace(QUICK, dsm=True, steps=1), watch)
+
+    assert watch.warnings == ["2 of 3 images have no heights and train without"]
+    assert document["source"]["images"] == 3
+
+
+def test_other_heights_are_other_images(place):
+    plain = run_train(replace(QUICK, steps=1), SilentMonitor())
+    measure(place / "lessons")
+
+    unasked = run_train(replace(QUICK, steps=1, overwrite=True), SilentMonitor())
+    asked = run_train(replace(QUICK, steps=1, overwrite=True, dsm=True), SilentMonitor())
+
+    assert plain["source"] == unasked["source"]
+    assert plain["source"]["digest"] != asked["source"]["digest"]
+
+
+def test_an_unfinished_run_without_heights_is_not_gone_on_with(place):
+    measure(place / "lessons")
+    with pytest.raises(CancelledError):
+        run_train(QUICK, Watch(last=2))
+
+    with pytest.raises(InputError, match="an unfinished run with dsm False; expected True"):
+        run_train(replace(QUICK, dsm=True), SilentMonitor())
+
+
+def test_heights_that_lie_elsewhere_are_named_before_any_step(place):
+    measure(place / "lessons")
+    far = RasterSpec(transform=Affine(1, 0, 900000, 0, -1, 5200000))
+    path = place / "lessons" / "dsm" / "1.tif"
+    write_raster(path, far, values=np.ones((1, 24, 24), np.float32))
+    watch = Watch()
+
+    with pytest.raises(DataError, match=re.escape(f"{Path('lessons/dsm/1.tif')} lies outside")):
+        run_train(replace(QUICK, dsm=True), watch)
+
+    assert watch.done == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            {"dsm": True},
+            (
+                "--dsm, but no image of lessons has heights; expected scene_dsm.tif beside "
+                "scene.tif, dsm/ with files of the images' names, or a manifest.csv with a column "
+                "dsm."
+            ),
+        ),
+        (
+            {"policy": "mmlora"},
+            (
+                "--policy mmlora without --dsm; expected images with heights. Pass --dsm, or "
+                "another policy."
+            ),
+        ),
+        (
+            {"dsm": True, "multitask": True},
+            (
+                "--dsm with a reconstruction of the images beside the classes; expected one of "
+                "them. Leave out --multitask, or the recipe that has it."
+            ),
+        ),
+        (
+            {"head": "mfnet"},
+            (
+                "the head mfnet in a network without heights; expected a network with heights. "
+                "Give heights with --dsm, or choose another head."
+            ),
+        ),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_heights_that_nothing_can_be_done_with_are_refused(asked, sentence):
+    with pytest.raises(EarthgateError) as refusal:
+        run_train(replace(QUICK, **asked), SilentMonitor())
+
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize("policy", [policy for policy in Policy if not policy.needs_heights])
 def test_the_file_of_every_policy_predicts_and_repeats(place, policy):
     request = replace(QUICK, policy=policy.value, steps=2, model=None, backbone="earthgate_tiny")
 

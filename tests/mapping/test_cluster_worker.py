@@ -12,6 +12,7 @@ from networks import cluster_network, write_model
 from rasters import RasterSpec, write_raster
 
 from earthgate_geo import __version__
+from earthgate_geo.data.heights import open_heights
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.errors import EarthgateError, EngineError
 from earthgate_geo.mapping.cluster_worker import ClusterNetwork, Order, map_part, survey
@@ -147,6 +148,23 @@ def test_a_worker_that_sees_other_files_is_refused(
         model=model, scene=task.scene.path, strips=order.file.parent
     )
     assert list(order.file.parent.glob("*.cell")) == []
+
+
+def test_a_worker_that_finds_other_heights_is_refused(
+    order: Order, task: MapTask, tmp_path: Path
+) -> None:
+    write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, rows=250, cols=100, dtype="float32"))
+    heights = open_heights(str(tmp_path / "dsm.tif"), task.scene.grid)
+    hilly = replace(task, heights=heights, height_radiometry=heights.radiometry())
+    order = replace(order, task=pickle.dumps(hilly), heights=heights.digest())
+    assert isinstance(map_part(order, PIECE, 0, Worker()), dict)
+    write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, rows=250, cols=100, dtype="int16"))
+
+    refused = map_part(order, PIECE, 0, Worker())
+
+    assert str(refused) == (
+        f"{HERE} finds another {tmp_path / 'dsm.tif'}; expected the same file on all machines."
+    )
 
 
 def test_a_file_that_cannot_be_opened_is_told_with_the_worker(order: Order, task: MapTask) -> None:

@@ -19,7 +19,7 @@ from earthgate_geo.models.backbone import BackboneConfig, freeze
 from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.raster.grid import Size
 from earthgate_geo.toolbox.attach import attach, fold
-from earthgate_geo.toolbox.base import Kind, ToolboxConfig
+from earthgate_geo.toolbox.base import CROSSMODAL, GATED, Kind, ToolboxConfig
 
 SIZE = Size(64, 96)
 FP32 = RuntimeOptions(runtime="openvino", precision="fp32")
@@ -43,17 +43,22 @@ NETWORKS: dict[str, tuple[BackboneConfig, str]] = {
 }
 
 
+PLAIN = ToolboxConfig(kinds=(*GATED, Kind.REIN), rank=4, bottleneck=6)
+
+
 def images_of(seed: int, *, size: Size = SIZE) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(1, 3, size.rows, size.cols, generator=generator)
 
 
-def adapted(backbone: BackboneConfig, head: str) -> LoadedModel:
-    """A model with a folded spatial and a used module of every other kind in each block."""
+def adapted(
+    backbone: BackboneConfig, head: str, *, modules: ToolboxConfig = PLAIN, heights: bool = False
+) -> LoadedModel:
+    """A model with a used module of every kind in each block, those folded that can be."""
     sizes = HeadConfig(kind=head, width=32, queries=6, pixel_layers=1, decoder_layers=2)
-    segmenter = small_segmenter(backbone=backbone, head=sizes)
+    segmenter = small_segmenter(backbone=backbone, head=sizes, heights=heights)
     freeze(segmenter)
-    toolbox = attach(segmenter.backbone, ToolboxConfig(kinds=tuple(Kind), rank=4, bottleneck=6))
+    toolbox = attach(segmenter.backbone, modules)
     toolbox.open(toolbox.slots)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -113,6 +118,32 @@ def test_every_family_head_and_kind_of_module_gives_the_numbers_of_torch(family:
     with torch.inference_mode():
         expected = model.segmenter(images)
     assert (logits - expected).abs().max() < 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("family", "mechanism", "head"),
+    [
+        *((family, "mmadapter", "fpn") for family in NETWORKS),
+        *((family, "mmlora", "fpn") for family in ("dinov3", "sam")),
+        *((family, "mmadapter", "mfnet") for family in ("ours", "sam")),
+    ],
+)
+def test_networks_with_heights_give_the_numbers_of_torch(
+    family: str, mechanism: str, head: str
+) -> None:
+    modules = ToolboxConfig(kinds=CROSSMODAL, mechanism=mechanism)
+    model = adapted(NETWORKS[family][0], head, modules=modules, heights=True)
+    images = torch.cat([images_of(0), images_of(1)[:, :1]], dim=1)
+    images[:, 3, :20] = -1
+    missing = torch.cat([images[:, :3], torch.full_like(images[:, 3:], -1)], dim=1)
+
+    runtime = open_openvino(model, SIZE, FP32)
+
+    for given in (images, missing):
+        with torch.inference_mode():
+            expected = model.segmenter(given)
+        assert (answer(runtime, given) - expected).abs().max() < 1e-3 * expected.std()
+    assert (answer(runtime, images) - answer(runtime, missing)).abs().max() > 1e-2
 
 
 def test_a_result_lasts_until_as_many_calls_have_started_as_may_be_in_flight(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthgate_geo.data.area import Area
+from earthgate_geo.data.heights import NO_HEIGHT, UNSCALED, open_heights
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.errors import (
     CancelledError,
@@ -36,7 +37,7 @@ from earthgate_geo.monitor import SilentMonitor
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
 from earthgate_geo.raster.destination import storage_error
 from earthgate_geo.raster.grid import Size, Window
-from earthgate_geo.raster.read import open_scene
+from earthgate_geo.raster.read import Radiometry, open_scene
 
 TABLE = ClassTable(
     (
@@ -73,8 +74,22 @@ class Stopper(SilentMonitor):
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> MapTask:
-    return task_of(tmp_path / "scene.tif")
+def task(request: pytest.FixtureRequest, tmp_path: Path) -> MapTask:
+    plain = task_of(tmp_path / "scene.tif")
+    return with_heights(plain) if getattr(request, "param", "") == "heights" else plain
+
+
+HILLY_TOO = pytest.mark.parametrize("task", ["plain", "heights"], indirect=True)
+
+
+def with_heights(task: MapTask) -> MapTask:
+    """Add noisy heights with holes, of other pixels, that end before the scene does."""
+    values = np.random.default_rng(1).random((1, 40, 30)).astype(np.float32)
+    values[0, 10:16, 5:20] = np.nan
+    path = Path(task.scene.path).with_name("dsm.tif")
+    write_raster(path, RasterSpec(transform=NORTH_UP @ Affine.scale(2)), values=values)
+    layer = open_heights(str(path), task.scene.grid)
+    return replace(task, heights=layer, height_radiometry=layer.radiometry())
 
 
 def task_of(
@@ -200,9 +215,10 @@ def test_scenes_of_any_size_are_covered(rows: int, cols: int, tmp_path: Path) ->
         assert np.array_equal(layer.read(1), labels)
 
 
+@HILLY_TOO
 def test_results_do_not_depend_on_the_batch(task: MapTask, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = torch.nn.Conv2d(3, 3, 7, padding=3).eval()
+    network = torch.nn.Conv2d(task.channels, 3, 7, padding=3).eval()
     files = []
     for batch in (1, 3, 8):
         folder = tmp_path / str(batch)
@@ -355,8 +371,11 @@ class Failing:
 
 
 def blurry(images: Tensor) -> Tensor:
-    """A network whose answer depends on what is around: other tiles, other bits."""
-    return functional.avg_pool2d(images * 20, 9, stride=1, padding=4)
+    """A network whose answer depends on what is around: other tiles, other bits.
+
+    Of images with heights it sees these in place of the first band.
+    """
+    return functional.avg_pool2d(images[:, -3:] * 20, 9, stride=1, padding=4)
 
 
 @pytest.fixture
@@ -367,6 +386,7 @@ def whole(task: MapTask, tmp_path: Path) -> list[bytes]:
     return bytes_in(tmp_path / "whole")
 
 
+@HILLY_TOO
 @pytest.mark.parametrize("unit_px", [1, 24, 48])
 def test_however_wide_the_panels_the_bytes_are_the_same(
     unit_px: int, task: MapTask, whole: list[bytes], tmp_path: Path, monkeypatch
@@ -379,6 +399,7 @@ def test_however_wide_the_panels_the_bytes_are_the_same(
     assert bytes_in(tmp_path) == whole
 
 
+@HILLY_TOO
 @pytest.mark.parametrize("call", range(1, 16, 2))
 def test_a_run_that_failed_is_gone_on_with_and_ends_with_the_same_bytes(
     call: int, task: MapTask, whole: list[bytes], tmp_path: Path, monkeypatch
@@ -459,6 +480,62 @@ def test_the_cells_of_an_adapted_model_are_not_those_of_its_base(
         "an unfinished map here with adapter sha256:123; expected none. "
         "Pass --no-resume to discard it, or give another --dst."
     )
+
+
+def test_the_network_sees_the_heights_of_every_pixel(task: MapTask, tmp_path: Path) -> None:
+    heights = np.linspace(0, 1, 75 * 110, dtype=np.float32).reshape(1, 75, 110)
+    write_raster(tmp_path / "dsm.tif", values=heights)
+    layer = open_heights(str(tmp_path / "dsm.tif"), task.scene.grid)
+    task = replace(task, heights=layer, height_radiometry=Radiometry((0.0,), (1.0,)))
+
+    def halves(images: Tensor) -> Tensor:
+        lower = images[:, 3:] < 0.5
+        return torch.cat([lower, ~lower, torch.zeros_like(lower)], dim=1) * 9.0
+
+    map_scene(local(halves), task, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    with rasterio.open(tmp_path / "map.tif") as found, rasterio.open(task.scene.path) as source:
+        expected = np.where(source.dataset_mask() > 0, heights[0] >= 0.5, NODATA)
+        assert np.array_equal(found.read(1), expected)
+
+
+def test_a_scene_without_heights_gets_missing_ones(task: MapTask, tmp_path: Path) -> None:
+    seen = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(images[:, 3:])
+        return images[:, :3]
+
+    lacking = replace(task, height_radiometry=UNSCALED)
+    map_scene(local(network), lacking, outputs_in(tmp_path), monitor=SilentMonitor())
+
+    assert torch.cat(seen).shape[1] == 1
+    assert (torch.cat(seen) == NO_HEIGHT).all()
+
+
+def test_the_cells_of_a_map_with_other_heights_are_refused(task: MapTask, tmp_path: Path) -> None:
+    hilly = with_heights(task)
+    with pytest.raises(MemoryError):
+        map_scene(
+            local(Failing(8, MemoryError())), hilly, kept_in(tmp_path), monitor=SilentMonitor()
+        )
+    write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, dtype="int16"))
+
+    with pytest.raises(OutputError, match="an unfinished map here with heights"):
+        map_scene(
+            local(blurry),
+            replace(hilly, heights=open_heights(str(tmp_path / "dsm.tif"), task.scene.grid)),
+            kept_in(tmp_path),
+            monitor=SilentMonitor(),
+        )
+
+
+def test_a_map_does_not_replace_its_heights(task: MapTask, tmp_path: Path) -> None:
+    hilly = with_heights(task)
+    outputs = replace(outputs_in(tmp_path), map=tmp_path / "dsm.tif", overwrite=True)
+
+    with pytest.raises(OutputError):
+        map_scene(local(blurry), hilly, outputs, monitor=SilentMonitor())
 
 
 def test_an_area_cuts_the_map_and_changes_nothing_inside(

@@ -83,7 +83,7 @@ def test_mask2former_is_as_wide_as_published_by_default_and_the_others_are_light
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kind": "mask"}, "head 'mask'; expected linear, fpn or mask2former."),
+        ({"kind": "mask"}, "head 'mask'; expected linear, fpn, mask2former, mfnet."),
         ({"width": 20}, "a head of width 20; expected a multiple of 8."),
         ({"width": 0}, "a head of width 0; expected a multiple of 8."),
         (

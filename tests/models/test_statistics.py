@@ -1,6 +1,7 @@
 import torch
 from networks import small_segmenter
 
+from earthgate_geo.models.heads import HeadConfig
 from earthgate_geo.models.statistics import FeatureStatistics
 
 
@@ -23,6 +24,25 @@ def test_only_first_layers_count() -> None:
     found = FeatureStatistics.gather(model, [torch.rand(1, 3, 64, 64)])
 
     assert [len(mean) for mean in found.means] == [3, *model.backbone.channels[:2]]
+
+
+def test_heights_do_not_count() -> None:
+    model, images = small_segmenter(), torch.rand(2, 4, 64, 64)
+    images[1, 3] = -1
+
+    found = FeatureStatistics.gather(model.with_heights(), [images])
+
+    expected = FeatureStatistics.gather(model, [images[:, :3]])
+    torch.testing.assert_close(found.means, expected.means)
+    torch.testing.assert_close(found.deviations, expected.deviations)
+
+
+def test_of_two_single_maps_the_image_s_counts() -> None:
+    model = small_segmenter(heights=True, head=HeadConfig(kind="mfnet", width=16))
+
+    found = FeatureStatistics.gather(model, [torch.rand(1, 4, 64, 64)])
+
+    assert [len(mean) for mean in found.means] == [3, model.backbone.channels[0]]
 
 
 def test_distances_are_in_squared_deviations() -> None:

@@ -217,6 +217,21 @@ def test_adapt_passes_everything_on(place, labels):
     assert not Path(options["--labels"]).exists()  # temporary
 
 
+@pytest.mark.parametrize("name", ["adapt", "map"])
+def test_heights_are_passed_on(name, place):
+    run(name, **required(name, place), DSM=place / "scene.tif", DTM=place / "map.tif")
+
+    options = options_of(place)
+    assert options["--dsm"] == str(place / "scene.tif")
+    assert options["--dtm"] == str(place / "map.tif")
+
+
+def test_the_ground_alone_is_refused(place):
+    assert run("map", **required("map", place), DTM=place / "map.tif") == (
+        "The ground is given without a surface model; choose one, too."
+    )
+
+
 def test_an_adapter_that_was_not_asked_for_is_not_left(place):
     results = run("adapt", **required("adapt", place))
 
@@ -404,6 +419,24 @@ def test_a_reference_system_that_the_user_gave_is_passed_on(place, labels):
     assert refusal == told
     assert run("map", **given)
     assert options_of(place)["--assume-crs"] == "EPSG:32633"
+    assert run("map", **given, DSM=layer.id())
+    assert options_of(place)["--assume-crs"] == "EPSG:32633"
+
+
+def test_heights_in_another_reference_system_that_the_user_gave_are_refused(place, labels):
+    ids = {}
+    for name, crs in (("SCENE", "EPSG:32633"), ("DSM", "EPSG:32632")):
+        path = str(place / f"{name}.tif")
+        gdal.GetDriverByName("GTiff").Create(path, 8, 8).SetGeoTransform((0, 1, 0, 0, 0, -1))
+        layer = QgsRasterLayer(path, name)
+        layer.setCrs(QgsCoordinateReferenceSystem(crs))
+        QgsProject.instance().addMapLayer(layer)
+        ids[name] = layer.id()
+
+    assert run("map", **{**required("map", place), **ids}) == (
+        "The files of the scene and its heights name no reference system, and in the project "
+        "theirs differ; save one of them as a GeoTIFF first."
+    )
 
 
 @EVERY

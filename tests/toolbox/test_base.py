@@ -208,6 +208,8 @@ def test_a_state_that_does_not_fit_is_refused_whole(toolbox, disturb, change, se
     [
         ({"rank": 0}, "a module of width 0; expected 1 or more."),
         ({"rein_tokens": 1}, "a module of width 0; expected 1 or more."),
+        ({"fusion_rank": 0}, "a module of width 0; expected 1 or more."),
+        ({"adapter_ratio": 0}, "an adapter ratio of 0; expected a positive number."),
         ({"rho": 1.5}, "rho 1.5; expected a share in 0..1."),
         (
             {"kinds": ["rein", "other"]},

@@ -8,6 +8,7 @@ from affine import Affine
 from networks import write_model
 from rasters import RasterSpec, write_raster
 
+from earthgate_geo.data.heights import open_heights
 from earthgate_geo.data.labels import LabelOptions, open_labels
 from earthgate_geo.data.scenes import SceneDataset, plan_tiles
 from earthgate_geo.data.synthetic import CLASSES
@@ -255,6 +256,33 @@ def test_what_is_trained_may_be_refused_and_the_view_kept(tmp_path, loaded):
     assert before["shares"] != after["shares"]
     assert before["replay_miou"] == after["replay_miou"]  # they are shown as they were
     assert loaded.segmenter.view == View()
+
+
+def test_light_and_outlines_are_those_of_the_bands_and_not_of_the_heights(
+    tmp_path, loaded, monkeypatch
+):
+    path, loaded = _seen_before(tmp_path, loaded)
+    loaded = replace(loaded, segmenter=loaded.segmenter.with_heights())
+    with rasterio.open(path) as raster:
+        write_raster(path, values=raster.read()[::-1])
+    write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, rows=200, cols=240, dtype="float32"))
+    looked_at = []
+    monkeypatch.setattr(
+        "earthgate_geo.training.adapt.restrain",
+        lambda _, images, __: looked_at.append(images) or [],
+    )
+
+    with open_scene(path) as scene:
+        heights = open_heights(str(tmp_path / "dsm.tif"), scene.grid)
+        view = replace(
+            _view(scene),
+            dataset=SceneDataset(scene, bands=(1, 2, 3), heights=heights),
+            height_radiometry=heights.radiometry(),
+        )
+        adaptation = adapt_scene(loaded, [view], options=OPTIONS, monitor=SilentMonitor())
+
+    assert adaptation.evidence["view"]["view"]["order"] == [2, 1, 0]
+    assert looked_at[0].shape == (4, 3, 64, 64)
 
 
 def test_labels_know_better_than_statistics(tmp_path, loaded):

@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import subprocess
@@ -45,8 +46,8 @@ def cancel():
     raise CancelledError
 
 
-def _run(recipe, *, monitor=None, steps_of=ColourSteps, **options):
-    model = small_segmenter()
+def _run(recipe, *, model=None, monitor=None, steps_of=ColourSteps, **options):
+    model = model or small_segmenter()
     tuner = Tuner(
         model,
         recipe.policy,
@@ -117,9 +118,10 @@ def test_the_peak_of_memory_grows_with_what_is_held():
 
 @pytest.mark.parametrize("policy", Policy)
 def test_every_policy_trains_the_head_and_what_it_counts(policy):
-    start = small_segmenter().state_dict()
+    untrained = small_segmenter(heights=policy.needs_heights)
+    start = copy.deepcopy(untrained.state_dict())
 
-    model, tuner, record = _run(replace(SUPERVISED, steps=2, policy=policy))
+    model, tuner, record = _run(replace(SUPERVISED, steps=2, policy=policy), model=untrained)
 
     now = model.state_dict()
     moved = {key for key, value in start.items() if not torch.equal(value, now[key])}

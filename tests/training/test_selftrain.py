@@ -1,14 +1,18 @@
 import numpy as np
+import pytest
 import torch
 from networks import small_replay
 
+from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.models.view import View
 from earthgate_geo.training.selftrain import (
     Alignment,
     PseudoLabels,
     ReplaySource,
     both_ways,
     class_mix,
+    forget_heights,
     pseudo_label,
     shares,
     strengthen,
@@ -121,3 +125,46 @@ def test_variation_keeps_range_and_shape_and_repeats_with_the_seed():
     assert once.max() <= 1
     assert torch.equal(once, again)
     assert not torch.equal(once, images)
+
+
+def test_variation_of_light_leaves_heights_alone():
+    images = torch.rand(8, 4, 20, 20)
+
+    varied = strengthen(images, np.random.default_rng(1))
+
+    assert torch.equal(varied[:, 3], images[:, 3])
+    assert torch.equal(varied[:, :3], strengthen(images[:, :3], np.random.default_rng(1)))
+
+
+def test_a_tenth_of_the_tiles_lose_all_their_heights():
+    images = torch.rand(2000, 4, 2, 2)
+
+    kept = forget_heights(images, np.random.default_rng(1), bands=3)
+
+    lost = (kept[:, 3] == NO_HEIGHT).flatten(1)
+    assert torch.equal(lost.all(1), lost.any(1))
+    assert float(lost.all(1).float().mean()) == pytest.approx(0.1, abs=0.03)
+    assert torch.equal(kept[:, :3], images[:, :3])
+    assert torch.equal(kept[~lost.all(1)], images[~lost.all(1)])
+
+
+def test_tiles_without_heights_lose_nothing_and_use_up_no_randomness():
+    images, rng = torch.rand(20, 3, 2, 2), np.random.default_rng(1)
+
+    kept = forget_heights(images, rng, bands=3)
+
+    assert kept is images
+    assert rng.random() == np.random.default_rng(1).random()
+
+
+def test_replay_tiles_for_a_network_with_heights_have_missing_ones():
+    replay = small_replay(tiles=8)
+
+    source, (held_images, _) = ReplaySource.split(replay, size_px=64, held_back=16, heights=True)
+    source.view = View(order=(2, 1, 0))
+    plain, _ = ReplaySource.split(replay, size_px=64, held_back=16)
+    images, _ = source.draw(5, np.random.default_rng(0))
+
+    assert held_images.shape[1] == 3
+    assert (images[:, 3] == NO_HEIGHT).all()
+    assert torch.equal(images[:, [2, 1, 0]], plain.draw(5, np.random.default_rng(0))[0])

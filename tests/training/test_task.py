@@ -14,9 +14,9 @@ from earthgate_geo.recipe import MultiTask, Policy, Recipe, Styles
 from earthgate_geo.training.task import SourceTask
 
 
-def _task(policy=Policy.HEAD_ONLY, *, named=None, restyle=None, **changes):
+def _task(policy=Policy.HEAD_ONLY, *, model=None, named=None, restyle=None, **changes):
     recipe = replace(Recipe(steps=10, policy=policy, crop_px=32), **changes)
-    model = small_segmenter()
+    model = model or small_segmenter()
     tuner = _tuner(model, recipe)
     return SourceTask(model, tuner, ColourSteps, recipe, named=named, restyle=restyle)
 
@@ -48,6 +48,13 @@ def test_everything_that_may_train_is_in_one_group():
 
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(map(id, task.tuner.parameters.values()))
+
+
+def test_a_recipe_may_descend_with_momentum():
+    optimizer = _task(optimiser="sgd", learning_rate=0.01).configure_optimizers()["optimizer"]
+
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {(group["lr"], group["momentum"]) for group in optimizer.param_groups} == {(0.01, 0.9)}
 
 
 def test_a_backbone_trains_at_a_share_of_the_rate():
@@ -165,6 +172,30 @@ def test_styled_images_are_normalised_like_all_others():
 
     styled = images * torch.tensor(shades.drawn)[:, None, None, None]
     torch.testing.assert_close(seen, [(styled - 0.5) / 0.25])
+
+
+def test_heights_have_no_style():
+    images, labels = ColourSteps().batch(0)["source"]
+    heights = torch.rand(len(images), 1, *images.shape[2:])
+    task = _task(
+        model=small_segmenter(heights=True), restyle=Shades(), styles=Styles(probability=1)
+    )
+    seen = []
+    task.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    task.source_loss(torch.cat([images, heights], 1), labels, step=0)
+
+    torch.testing.assert_close(seen[0][:, 3:4], (heights - 0.5) / 0.25)
+
+
+def test_hidden_parts_of_images_with_heights_are_not_reconstructed():
+    with pytest.raises(InputError) as refusal:
+        _task(model=small_segmenter(heights=True), multitask=MultiTask())
+
+    assert str(refusal.value) == (
+        "reconstruction beside the classes for a model with heights; expected a model that sees "
+        "the image alone. Train without --multitask."
+    )
 
 
 def test_every_image_of_a_styled_step_has_a_style_of_its_own_and_keeps_it_when_asked_again():

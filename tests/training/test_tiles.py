@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasters import NORTH_UP, RasterSpec, write_raster
 
+from earthgate_geo.data.heights import NO_HEIGHT, UNSCALED, open_heights
 from earthgate_geo.data.labels import LabelOptions, open_labels
 from earthgate_geo.data.scenes import SceneDataset, TilePlan
 from earthgate_geo.data.synthetic import CLASSES
@@ -198,3 +201,26 @@ def test_pictures_of_one_small_place_train_on_all_their_labels(tmp_path):
     assert tiles.labelled
     assert not tiles.holds_back
     assert all(_known(tiles, day, size, held_back=False).all() for day in range(5))
+
+
+def test_tiles_for_a_network_with_heights_have_a_channel_of_them(tmp_path):
+    rising = np.repeat(np.linspace(0, 1, SIDE.cols, dtype=np.float32)[None], SIDE.rows, axis=0)
+    write_raster(tmp_path / "dsm.tif", values=rising[None])
+    with_heights, without = (_view(tmp_path / f"{i}.tif", brightness=51) for i in range(2))
+    layer = open_heights(str(tmp_path / "dsm.tif"), with_heights.dataset.scene.grid)
+    scene = with_heights.dataset.scene
+    tiles = _tiles(
+        replace(
+            with_heights,
+            dataset=SceneDataset(scene, bands=(1, 2, 3), heights=layer),
+            height_radiometry=Radiometry((0.0,), (1.0,)),
+        ),
+        replace(without, height_radiometry=UNSCALED),
+    )
+    window = Window(10, 100, Size(TILE_PX, TILE_PX))
+
+    batch = tiles.read([SceneWindow(0, window), SceneWindow(1, window)])
+
+    assert torch.allclose(batch.images[:, :3], torch.tensor(0.2))
+    assert torch.equal(batch.images[0, 3], torch.from_numpy(rising[10:74, 100:164]))
+    assert (batch.images[1, 3] == NO_HEIGHT).all()

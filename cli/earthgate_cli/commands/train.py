@@ -53,6 +53,7 @@ def _settings(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @click.option("--target", type=options.FilePath, metavar="DIR", help="Images of the target.")
 @click.option("--target-where", type=options.words, metavar="COL=VAL,...", help="Of its manifest.")
 @click.option("--bands", type=options.numbers, metavar="NAME=N,...", help="Red, green and blue.")
+@click.option("--dsm", is_flag=True, help="Use heights: scene_dsm.tif beside scene.tif.")
 @click.option("--gsd", type=float, metavar="M", help="Show all at this ground size [their own].")
 @click.option("--assume-crs", metavar="CRS", help="CRS of scenes that name none.")
 @click.option("--out", required=True, type=options.FilePath, help="Model file to write.")

@@ -17,6 +17,9 @@ class Layout:
     label: str
     """Path of its labels."""
 
+    height: str | None = None
+    """Path of its heights, where the dataset has any."""
+
 
 _AERIAL = "3. The cropped image tiles and raster labels/{split}"
 _SATELLITE = (
@@ -36,13 +39,14 @@ LAYOUTS = {
     "hunan": Layout(
         "{split}/s2/s2_{name}.tif",
         "{split}/lc/lc_{name}.tif",
+        "{split}/topo/topo_{name}.tif",
     ),
 }
 """How each dataset lies on disk."""
 
 
 def find(home: Path, part: Part) -> Found:
-    """Pair the images of a part with their labels by name, in the order of the names.
+    """Pair the images of a part with their labels, and heights, by name, in their order.
 
     A part's split may be several of the dataset's own, joined by ``+``.
     """
@@ -50,19 +54,22 @@ def find(home: Path, part: Part) -> Found:
     missing: list[Path] = []
     for split in part.split.split("+"):
         layout = LAYOUTS[part.dataset]
-        images, image_name = _place(home, layout.image, split)
-        labels, label_name = _place(home, layout.label, split)
-        absent = [folder for folder in (images, labels) if not folder.is_dir()]
+        templates = [layout.image, layout.label]
+        if part.heights and layout.height:
+            templates.append(layout.height)
+        places = [_place(home, template, split) for template in templates]
+        absent = [folder for folder, _ in places if not folder.is_dir()]
         missing += dict.fromkeys(absent)
         if absent:
             continue
-        known = {entry.name for entry in labels.iterdir()}
-        for name in _names(images, image_name):
-            label = label_name.format(name=name)
-            if label in known:
-                pairs.append(Pair(images / image_name.format(name=name), labels / label))
-            else:
-                missing.append(labels / label)
+        known = {entry for folder, _ in places for entry in folder.iterdir()}
+        for name in _names(*places[0]):
+            files = [folder / template.format(name=name) for folder, template in places]
+            lost = [path for path in files if path not in known]
+            missing += lost
+            if not lost:
+                image, label, *height = files
+                pairs.append(Pair(image, label, height=height[0] if height else None))
     return Found(pairs=tuple(pairs), missing=tuple(map(str, missing)))
 
 

@@ -1,6 +1,7 @@
-"""ISPRS Potsdam and Vaihingen: TorchGeo's files and splits, and the labels of the papers."""
+"""ISPRS Potsdam and Vaihingen: TorchGeo's files and splits, labels and heights of the papers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torchgeo.datasets import Potsdam2D, Vaihingen2D
@@ -23,10 +24,25 @@ _VAIHINGEN_LABELS = (
 )
 
 
+@dataclass(frozen=True)
+class _Files:
+    image: Path
+    label: str
+    """Stem of the complete labels."""
+    height: Path
+
+
 def find_potsdam(home: Path, part: Part) -> Found:
     """Return the tiles of a split; ``part.tiles`` are such as ``2_10``."""
     names = [f"top_potsdam_{tile}" for tile in part.tiles] or Potsdam2D.splits[part.split]
-    files = [(home / Potsdam2D.image_root / f"{name}_RGBIR.tif", f"{name}_label") for name in names]
+    files = [
+        _Files(
+            image=home / Potsdam2D.image_root / f"{name}_RGBIR.tif",
+            label=f"{name}_label",
+            height=home / "1_DSM_normalisation" / f"{_measured(name)}_normalized_lastools.jpg",
+        )
+        for name in names
+    ]
     return _find(part, files, [home / folder for folder in _POTSDAM_LABELS])
 
 
@@ -34,19 +50,36 @@ def find_vaihingen(home: Path, part: Part) -> Found:
     """Return the areas of a split; ``part.tiles`` are such as ``30``."""
     names = [f"top_mosaic_09cm_area{tile}.tif" for tile in part.tiles]
     files = [
-        (home / Vaihingen2D.image_root / name, Path(name).stem)
+        _Files(
+            image=home / Vaihingen2D.image_root / name,
+            label=Path(name).stem,
+            height=home / "dsm" / name.replace("top_mosaic_09cm_", "dsm_09cm_matching_"),
+        )
         for name in names or Vaihingen2D.splits[part.split]
     ]
     return _find(part, files, [home / folder for folder in _VAIHINGEN_LABELS])
 
 
-def _find(part: Part, files: Sequence[tuple[Path, str]], folders: Sequence[Path]) -> Found:
+def _measured(name: str) -> str:
+    """Return how the heights of ``top_potsdam_2_10`` are called: ``dsm_potsdam_02_10``."""
+    row, col = name.split("_")[-2:]
+    return f"dsm_potsdam_{int(row):02}_{int(col):02}"
+
+
+def _find(part: Part, files: Sequence[_Files], folders: Sequence[Path]) -> Found:
     eroded = part.borders == "eroded"
-    absent = eroded and not any(_label(folders, stem + _ERODED).is_file() for _, stem in files)
+    absent = eroded and not any(_label(folders, f.label + _ERODED).is_file() for f in files)
     ending = _ERODED if eroded and not absent else _COMPLETE
-    both = [(image, _label(folders, stem + ending)) for image, stem in files]
-    missing = [path for paths in both for path in paths if not path.is_file()]
-    pairs = [Pair(*paths) for paths in both if not {*paths} & {*missing}]
+    listed = [
+        Pair(
+            file.image,
+            _label(folders, file.label + ending),
+            height=file.height if part.heights else None,
+        )
+        for file in files
+    ]
+    missing = [path for pair in listed for path in pair.files if not path.is_file()]
+    pairs = [pair for pair in listed if not {*pair.files} & {*missing}]
     return Found(
         pairs=tuple(pairs),
         missing=tuple(map(str, missing)),

@@ -46,6 +46,9 @@ class Part:
     scaling: Literal["byte", "scene"] = "byte"
     """Whether pixels are bytes, or stretched by the statistics of their image."""
 
+    heights: bool = False
+    """Whether the dataset's heights go with the images."""
+
     patch_px: int | None = None
     """Side of the patches that larger images are cut into; None keeps them whole."""
 

@@ -29,7 +29,7 @@ class AdaptAlgorithm(SceneAlgorithm):
     TITLE = "Adapt and map a scene"
     HELP = (
         "Adapts a model to a scene from another sensor, place or season, and maps the scene. No "
-        "labels are needed; some polygons of known classes help.\n\n"
+        "labels are needed; some polygons of known classes help, and so may heights.\n\n"
         "If adapting would not make the map better, the model is kept as it is, and the log says "
         "so.\n\n"
         "The map has the scene's grid, and its classes have names and colours. Beside it lies its "

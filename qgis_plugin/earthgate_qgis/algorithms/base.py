@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -258,7 +258,13 @@ class SceneAlgorithm(EngineAlgorithm):
             self.tr("Which band is which, e.g. red=3,green=2,blue=1 (read from the file without)"),
             optional=True,
         )
-        for parameter in (scene, model, bands):
+        dsm = QgsProcessingParameterRasterLayer(
+            "DSM", self.tr("Heights, of a surface model"), optional=True
+        )
+        dtm = QgsProcessingParameterRasterLayer(
+            "DTM", self.tr("Heights of the ground, to subtract from them"), optional=True
+        )
+        for parameter in (scene, model, bands, dsm, dtm):
             self.addParameter(parameter)
         self.add_more_inputs()
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Map")))
@@ -282,14 +288,16 @@ class SceneAlgorithm(EngineAlgorithm):
         bands = self.parameterAsString(parameters, "BANDS", context)
         if bands.strip() and not _BANDS.fullmatch(bands):
             raise LayerError(f"The bands {bands!r} are not written like red=3,green=2,blue=1.")
+        if parameters.get("DTM") and not parameters.get("DSM"):
+            raise LayerError("The ground is given without a surface model; choose one, too.")
 
     def arguments(self, parameters: Parameters, context: QgsProcessingContext) -> list[str]:
         """Return the command and its options.
 
         Raises:
-            LayerError: The scene is no file, or nothing says its reference system.
+            LayerError: The scene or its heights are no file, or nothing says the reference system.
         """
-        scene = self.raster(parameters, context)
+        scene, heights = self.raster(parameters, context), self._heights(parameters, context)
         map_path = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
         confidence = Path(map_path).with_name(f"{Path(map_path).stem}_conf.tif")
         if confidence.exists() and not Path(map_path).exists():
@@ -303,14 +311,41 @@ class SceneAlgorithm(EngineAlgorithm):
         for option, value in (
             ("--model", self.parameterAsString(parameters, "MODEL", context)),
             ("--bands", self.parameterAsString(parameters, "BANDS", context)),
-            ("--assume-crs", crs_to_assume(scene)),
+            ("--assume-crs", _crs_to_assume([scene, *heights.values()])),
             ("--vector", self.parameterAsOutputLayer(parameters, "VECTORS", context)),
         ):
             found += [option, value.strip()] if value.strip() else []
+        for option, layer in heights.items():
+            found += [option, file_of(layer)]
         return found
+
+    def _heights(
+        self, parameters: Parameters, context: QgsProcessingContext
+    ) -> dict[str, QgsRasterLayer]:
+        """Return the rasters of heights that are given, by the engine's option."""
+        return {
+            option: opened(self.parameterAsRasterLayer(parameters, name, context), parameters, name)
+            for name, option in (("DSM", "--dsm"), ("DTM", "--dtm"))
+            if parameters.get(name)
+        }
 
     def outputs(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the files that were written."""
         written = document["outputs"]
         names = {"OUTPUT": "map", "VECTORS": "vector", "CONFIDENCE": "confidence"}
         return {name: written[role] for name, role in names.items() if role in written}
+
+
+def _crs_to_assume(layers: Sequence[QgsRasterLayer]) -> str:
+    """Return the reference system of those layers whose files name none, if there are any.
+
+    Raises:
+        LayerError: They have different ones, and the engine takes one.
+    """
+    found = {crs for crs in map(crs_to_assume, layers) if crs}
+    if len(found) > 1:
+        raise LayerError(
+            "The files of the scene and its heights name no reference system, and in the project "
+            "theirs differ; save one of them as a GeoTIFF first."
+        )
+    return next(iter(found), "")

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from benchmark_files import AERIAL, SATELLITE, write_image, write_label
+from benchmark_files import AERIAL, SATELLITE, write_heights, write_image, write_label
 
 from earthgate_geo.bench import classes, parts
 from earthgate_geo.data.benchmarks.finder import find_part, open_part
@@ -68,12 +68,19 @@ DATASETS = {
 }
 
 
+def height_file(root, name):
+    """Where the heights of a patch of MMHunan lie."""
+    return root / f"HunanMultimodalDataset/test/topo/topo_{name}.tif"
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_images_and_labels_are_paired_as_the_makers_lay_them_out(tmp_path, name):
     part, _, image, label, codes, _ = DATASETS[name]
     for stem in ("b", "a"):
         write_image(tmp_path / image.format(stem))
         write_label(tmp_path / label.format(stem), codes)
+        if part.heights:
+            write_heights(height_file(tmp_path, stem))
     (tmp_path / image).with_name("Thumbs.db").touch()
 
     found = find_part(tmp_path, part)
@@ -89,6 +96,8 @@ def test_label_codes_become_classes(tmp_path, name):
     part, names, image, label, codes, indices = DATASETS[name]
     write_image(tmp_path / image.format("a"), bands=max(part.bands), side_px=len(codes))
     write_label(tmp_path / label.format("a"), codes, side_px=len(codes))
+    if part.heights:
+        write_heights(height_file(tmp_path, "a"), side_px=len(codes))
 
     data = open_part(tmp_path, part, classes=names)
     patches = PatchDataset(
@@ -117,10 +126,40 @@ def test_a_part_of_two_splits_holds_both(tmp_path):
     for split, name in (("train", "7"), ("val", "5"), ("test", "6")):
         write_image(tmp_path / f"HunanMultimodalDataset/{split}/s2/s2_{name}.tif", bands=4)
         write_label(tmp_path / f"HunanMultimodalDataset/{split}/lc/lc_{name}.tif", (1,))
+        write_heights(tmp_path / f"HunanMultimodalDataset/{split}/topo/topo_{name}.tif")
 
     found = find_part(tmp_path, parts.hunan("train+val", 450))
 
     assert [pair.image.name for pair in found.pairs] == ["s2_7.tif", "s2_5.tif"]
+
+
+def test_a_patch_without_heights_is_missing_them(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"HunanMultimodalDataset/test/s2/s2_{name}.tif", bands=4)
+        write_label(tmp_path / f"HunanMultimodalDataset/test/lc/lc_{name}.tif", (1,))
+    write_heights(height_file(tmp_path, "a"))
+
+    found = find_part(tmp_path, parts.hunan("test", 50))
+
+    assert [pair.height for pair in found.pairs] == [height_file(tmp_path, "a")]
+    assert found.missing == (str(height_file(tmp_path, "b")),)
+
+
+def test_the_first_band_of_a_topography_holds_the_heights(tmp_path):
+    part = parts.hunan("test", 50)
+    write_image(tmp_path / "HunanMultimodalDataset/test/s2/s2_a.tif", bands=4)
+    write_label(tmp_path / "HunanMultimodalDataset/test/lc/lc_a.tif", (1,))
+    write_heights(height_file(tmp_path, "a"), bands=2, dtype="int16")
+
+    data = open_part(tmp_path, part, classes=classes.HUNAN)
+    patches = [Patch(pair) for pair in data.pairs]
+    item = PatchDataset(
+        patches, codes=data.codes, bands=part.bands, scaling="scene", heights=part.heights
+    )[0]
+
+    heights = item["image"][3].flatten()
+    assert (heights[0], heights[-1]) == (0, 1)
+    assert (heights.diff() >= 0).all()
 
 
 def test_folders_that_are_not_there_are_missing(tmp_path):

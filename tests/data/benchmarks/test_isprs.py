@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from benchmark_files import WHITE, write_image, write_label, write_potsdam, write_vaihingen
@@ -108,6 +110,30 @@ def test_a_setting_with_borders_takes_complete_labels(tmp_path):
 
     (pair,) = found.pairs
     assert pair.label == tmp_path / "Potsdam" / "top_potsdam_6_10_label.tif"
+
+
+@pytest.mark.parametrize(
+    ("write", "dataset", "tile", "height"),
+    [
+        (
+            write_potsdam,
+            "potsdam",
+            "6_7",
+            "Potsdam/1_DSM_normalisation/dsm_potsdam_06_07_normalized_lastools.jpg",
+        ),
+        (write_vaihingen, "vaihingen", "30", "Vaihingen/dsm/dsm_09cm_matching_area30.tif"),
+    ],
+)
+def test_heights_go_with_the_tiles_of_fusion_alone(tmp_path, write, dataset, tile, height):
+    write(tmp_path, [tile])
+    part = parts.fused(dataset, (tile,))
+
+    (pair,) = find_part(tmp_path, part).pairs
+    (alone,) = find_part(tmp_path, replace(part, heights=False)).pairs
+    (tmp_path / height).unlink()
+
+    assert (pair.height, alone.height) == (tmp_path / height, None)
+    assert find_part(tmp_path, part).missing == (str(tmp_path / height),)
 
 
 def test_a_missing_tile_is_named(tmp_path):
