@@ -72,7 +72,7 @@ class FeatureStatistics:
 @torch.no_grad()
 def _moments(model: Segmenter, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     scaled = model.scaled(images.to(model.mean.device))
-    levels = [level.float() for level in (scaled, *model.backbone(scaled)[:_LEVELS])]
+    levels = [level.float() for level in (scaled, *model.backbone.first_maps(scaled, _LEVELS))]
     return (
         [level.mean((0, 2, 3)).cpu() for level in levels],
         [level.square().mean((0, 2, 3)).cpu() for level in levels],
