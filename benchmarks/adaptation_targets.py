@@ -28,6 +28,9 @@ CROP_PX, BLOCK_PX = 1024, 256
 ENOUGH = 0.1
 """Least share of buildings in a crop."""
 
+REACH_M = 10.0
+"""How far from where one points a digitised thing may reach."""
+
 Pixels = NDArray[np.uint8]
 Booleans = NDArray[np.bool_]
 Place = dict[str, Any]
@@ -200,21 +203,26 @@ def _halves(stem: Path, truth: Pixels, grid: Place) -> None:
 
 
 def ten_polygons(target: Target, work: Path, *, seed: int) -> Path:
-    """Draw ten squares of 12 px, each inside of one class, the classes in turn.
+    """Outline ten things, the classes in turn: what a person digitises in some minutes.
 
-    They lie where the oracle learns, and are what a person digitises in a few minutes.
+    A thing is what of a class hangs together within 10 m of a random pixel of it: a building, or a
+    patch of ground. All lie where the oracle learns.
     """
     with rasterio.open(work / f"{target.name}.learn.tif") as raster:
         truth, profile = raster.read(1), raster.profile
+        reach = round(REACH_M / raster.transform.a)
     chosen, rng = np.full_like(truth, UNKNOWN), np.random.default_rng(seed)
     pure = {
-        int(value): np.argwhere(ndimage.binary_erosion(truth == value, iterations=6))
+        int(value): np.argwhere(ndimage.binary_erosion(truth == value, iterations=2))
         for value in np.unique(truth[truth != UNKNOWN])
     }
     pure = {value: places for value, places in pure.items() if len(places)}
     for value in islice(cycle(pure), 10):
         row, col = pure[value][rng.integers(len(pure[value]))]
-        chosen[row - 6 : row + 6, col - 6 : col + 6] = value
+        top, left = max(row - reach, 0), max(col - reach, 0)
+        near = np.s_[top : row + reach, left : col + reach]
+        things, _ = ndimage.label(truth[near] == value)
+        chosen[near][things == things[row - top, col - left]] = value
     path = work / f"{target.name}.ten{seed}.tif"
     with rasterio.open(path, "w", **profile) as made:
         made.write(chosen, 1)

@@ -59,6 +59,11 @@ class Backbone(nn.Module):
     last_only = False
     """Whether there is one map alone, the last block's, normalised and at the patches' stride."""
 
+    def first_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the first ``count`` maps, without the work for the others where that is apart."""
+        maps: list[Tensor] = self(images)
+        return maps[:count]
+
 
 class TinyTransformer(Backbone):
     """A convolutional stem, then transformer blocks with convolutional positions.
@@ -101,11 +106,8 @@ class TinyTransformer(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (b, 3, h, w) to maps at stride 4, 8, 16 (middle block) and 16 (last block)."""
-        maps = []
-        x = images
-        for stage in self.stem:
-            x = stage(x)
-            maps.append(x)
+        maps = self._stem_maps(images)
+        x = maps[-1]
         shape = x.shape
         deep = []
         for index, (position, block) in enumerate(zip(self.positions, self.blocks, strict=True)):
@@ -117,6 +119,19 @@ class TinyTransformer(Backbone):
             if index + 1 in (len(self.blocks) // 2, len(self.blocks)):
                 deep.append(x)
         return deep[-1:] if self.last_only else [maps[1], maps[2], *deep]
+
+    def first_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the first ``count`` maps; two of them need the stem alone."""
+        if count > 2:
+            return super().first_maps(images, count)
+        return self._stem_maps(images)[1 : 1 + count]
+
+    def _stem_maps(self, images: Tensor) -> list[Tensor]:
+        """Map (b, 3, h, w) to maps at stride 2, 4, 8 and 16."""
+        maps = [images]
+        for stage in self.stem:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
 class _StemStage(nn.Module):

@@ -59,6 +59,10 @@ class TwoStreams(Backbone):
             *(of_heights * _share(known, of_heights) for _, of_heights in halves),
         ]
 
+    def first_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """Return the first ``count`` maps of the bands."""
+        return self.single.first_maps(images[:, :-2], count)
+
 
 def _share(known: Tensor, level: Tensor) -> Tensor:
     """Return the share of known pixels in every cell of a map, (b, 1, h, w)."""

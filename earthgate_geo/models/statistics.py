@@ -75,9 +75,8 @@ class FeatureStatistics:
 def _moments(model: Segmenter, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     scaled = model.scaled(images.to(model.mean.device))
     bands = scaled[:, : len(model.config.bands)]
-    maps = model.backbone(scaled)
-    finest = maps[: len(maps) // model.backbone.streams][:_LEVELS]
-    levels = [level.float() for level in (bands, *finest)]
+    maps = model.backbone.first_maps(scaled, _LEVELS)
+    levels = [level.float() for level in (bands, *maps)]
     return (
         [level.mean((0, 2, 3)).cpu() for level in levels],
         [level.square().mean((0, 2, 3)).cpu() for level in levels],

@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from earthgate_geo.gate import Scores
+from earthgate_geo.metrics import OTHER, Confusion
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.models.heads import TemperedHead
 from earthgate_geo.models.view import View
@@ -21,7 +23,14 @@ from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
 from earthgate_geo.training.alignment import ViewChoice, choose_view
 from earthgate_geo.training.calibration import calibrate, look
-from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, share_shift
+from earthgate_geo.training.guard import (
+    Evidence,
+    KnownLabels,
+    against,
+    gather,
+    label_fit,
+    share_shift,
+)
 from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
 from earthgate_geo.training.losses import partial_cross_entropy
 from earthgate_geo.training.outlines import Restraint, restrain
@@ -41,8 +50,18 @@ from earthgate_geo.training.tiles import SceneTiles, SceneView, TileBatch
 DEFAULT_STEPS = 160
 """Steps that take about 3 minutes on 2 CPU cores with the default model."""
 
-_LOOKED_AT = 8
-"""Tiles behind the choice of a view."""
+_LOOKS = 3
+"""Tiles that an alignment rests on, for each that the guard looks at. With a third of them it
+changed from one draw to the next, and now and then for the worse (benchmarks/adaptation.md)."""
+
+_CLEARLY = 0.02
+"""Labels refuse an alignment that fits them by so much less, of 1."""
+
+_COUNTED = 8
+"""Batches behind the labels' shares."""
+
+_RARE = 0.01
+"""Least share of a class in scene or labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +200,11 @@ def adapt_scene(
     generator = torch.Generator().manual_seed(options.seed)
     tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
     run_ = _Run(loaded, tiles, options)
-    guard, calibrated = _guard_tiles(run_, tiles, options)
-    source = guard()
     run_.align()
+    guard, calibrated = _guard_tiles(run_, tiles, options)
+    with run_.unaligned():
+        source = guard()
     before = guard() if run_.is_aligned else source
-    if (before.label_miou or 0) < (source.label_miou or 0):  # labels know better
-        run_.undo()
-        before = source
     view, restrained = run_.model.view, copy.deepcopy(run_.model.head)
     losses = run_.train(monitor)
     after = guard()
@@ -232,10 +249,10 @@ def _guard_tiles(
     windows = tiles.held_back_windows()[: options.guard_tiles]
     if tiles.labelled and not windows:  # too few to hold any back
         windows = tiles.labelled_windows(options.guard_tiles)
-    windows += tiles.unlabelled_windows(options.guard_tiles)
+    windows += tiles.scattered_windows(options.guard_tiles // (2 if windows else 1))
     batch = tiles.read(windows, held_back=True)
     names = run_.model.config.classes.names
-    labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
+    labels = run_.known(batch) if tiles.labelled else None
     watched = list(zip(batch.images, batch.valid, strict=True))
 
     def seen() -> Evidence:
@@ -301,28 +318,77 @@ class _Run:
         return self.model.view != View() or bool(self.restraints)
 
     def align(self) -> None:
-        """Choose how the scene is shown and which classes are said too readily there."""
-        self._look = self.tiles.draw(self.options.guard_tiles)
+        """Choose how the scene is shown and which classes are said too readily there.
+
+        Labels, all of which are new to the model as yet, may refuse that.
+        """
+        scene = self.tiles.draw(_LOOKS * self.options.guard_tiles)
+        self._show(View())
+        self._plain = self._state()
+        seen = self._looked_at(scene)
+        source = shares(seen, scene.valid)
         if self._statistics is not None:
-            images = self._bands(self._look.images[:_LOOKED_AT])
+            images = self._bands(scene.images[: _LOOKS * self.options.guard_tiles // 2])
             self.choice = choose_view(self.model, self._statistics, images)
-        self._show(self.choice.view if self.choice else View())
+            self._show(self.choice.view)
+            if self.is_aligned:
+                seen = self._looked_at(scene)
         head = self.model.head
-        self._source_head = copy.deepcopy(head.state_dict())
         if isinstance(head, TemperedHead):
-            with torch.no_grad():
-                seen = torch.cat([self.logits_on_cpu(image[None]) for image in self._look.images])
-            self.restraints = restrain(seen, self._bands(self._look.images), self._look.valid)
+            self.restraints = restrain(seen, self._bands(scene.images), scene.valid)
             for each in self.restraints:
                 head.offset(each.index, each.offset)
-        self._hold_shares()
+                seen[:, each.index] += each.offset
+        aligned = shares(seen, scene.valid)
+        self.shares = (source + aligned) / 2
+        if self.is_aligned and self.tiles.labelled and not self._labels_agree():
+            self._restore(self._plain)
+            self.restraints = []
+        self._align = Alignment(aligned if self.is_aligned else source)
 
-    def undo(self) -> None:
-        """Show the scene as it comes to the source model as it is."""
-        self.model.head.load_state_dict(self._source_head)
-        self.restraints = []
-        self._show(View())
-        self._hold_shares()
+    @contextmanager
+    def unaligned(self) -> Iterator[None]:
+        """Show the scene as it comes to the source model as it is, for a while."""
+        aligned = self._state()
+        self._restore(self._plain)
+        try:
+            yield
+        finally:
+            self._restore(aligned)
+
+    def known(self, batch: TileBatch) -> KnownLabels:
+        """Return the labels of a batch, to judge a model by."""
+        return KnownLabels(list(batch.labels), self.named_values, self.shares.tolist())
+
+    @torch.no_grad()
+    def _looked_at(self, batch: TileBatch) -> Tensor:
+        """Return the logits of a batch, (batch, class, row, col)."""
+        return torch.cat([self.logits_on_cpu(image[None]) for image in batch.images])
+
+    def _labels_agree(self) -> bool:
+        """Tell whether labels do not clearly fit the source model better."""
+        count = self.options.guard_tiles
+        windows = self.tiles.held_back_windows()[:count] + self.tiles.labelled_windows(count)
+        batch = self.tiles.read(windows, held_back=None)
+        aligned = self._label_fit(batch)
+        with self.unaligned():
+            return aligned > self._label_fit(batch) - _CLEARLY
+
+    def _label_fit(self, batch: TileBatch) -> float:
+        """Return how well the model fits the labels of a batch, 0..1."""
+        names = self.model.config.classes.names
+        found = Confusion(names, named=self.named_values)
+        said = self._looked_at(batch).argmax(1)
+        found.add(batch.labels.numpy(), said.numpy())
+        return label_fit(found, self.shares.tolist()) or 0.0
+
+    def _state(self) -> tuple[View, dict[str, Any]]:
+        return self.model.view, copy.deepcopy(self.model.head.state_dict())
+
+    def _restore(self, state: tuple[View, dict[str, Any]]) -> None:
+        view, head = state
+        self.model.head.load_state_dict(head)
+        self._show(view)
 
     def _show(self, view: View) -> None:
         """Show the scene so from now on."""
@@ -331,11 +397,6 @@ class _Run:
             self.replay.view = view
             images, labels = self._set_aside
             self.held_back = view.undone(images), labels
-
-    def _hold_shares(self) -> None:
-        """Hold to the shares of the classes that the model sees now."""
-        seen = torch.cat([both_ways(self.logits_on_cpu, i[None]) for i in self._look.images])
-        self._align = Alignment(shares(seen, self._look.valid))
 
     def _bands(self, images: Tensor) -> Tensor:
         """Return images without their heights: light is what is looked at."""
@@ -366,6 +427,8 @@ class _Run:
         )
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
         self._average = WeightAverage(self.tuner.parameters, decay=0.99)
+        if labelled:
+            self._label_offsets = self._offsets()
 
         def step_loss(step: int) -> Tensor:
             if self.tuner.due(step):
@@ -397,7 +460,8 @@ class _Run:
         one = slice(index, index + 1)
         images, labels = batch.images[one], batch.labels[one]
         if self.tiles.labelled:
-            return self._loss(images, PseudoLabels(labels=labels, weights=torch.ones(labels.shape)))
+            truth = PseudoLabels(labels=labels, weights=torch.ones(labels.shape))
+            return self._loss(images, truth, offsets=self._label_offsets)
         # The running shares follow what trains: a look for scores must not change the training.
         pseudo = self._pseudo(self._probabilities(images), batch.valid[one])
         return self._loss(images, pseudo)
@@ -418,9 +482,36 @@ class _Run:
 
     def _labelled_loss(self) -> Tensor:
         batch = self.tiles.draw_labelled(self.options.batch)
+        return self._supervised_loss(batch) + 0.5 * self._unlabelled_loss()
+
+    def _supervised_loss(self, batch: TileBatch) -> Tensor:
         truth = PseudoLabels(labels=batch.labels, weights=torch.ones(batch.labels.shape))
-        supervised = self._loss(self._varied(batch.images), truth)
-        return supervised + 0.5 * self._unlabelled_loss()
+        return self._loss(self._varied(batch.images), truth, offsets=self._label_offsets)
+
+    def _offsets(self) -> Tensor:
+        """Return what the classes' logits have ahead of the scene's among the labels, (class,).
+
+        Labels are drawn class by class: taken as they are they would teach that every class
+        covers as much of the scene as any other.
+
+        Source:
+            Menon et al. 2021, "Long-tail learning via logit adjustment", arXiv:2007.07314, with
+            the shares that the model sees in the scene in place of a test set's.
+        """
+        count = torch.zeros(256)
+        with self.tiles.ahead():
+            for _ in range(_COUNTED):
+                labels = self.tiles.draw_labelled(self.options.batch).labels
+                count += torch.bincount(labels.flatten(), minlength=256)
+        classes = len(self.model.config.classes)
+        named = torch.tensor([value in self.tiles.named for value in range(classes)])
+        labelled, scene = count[:classes], self._align.wanted
+        rest = ~named
+        if rest.any():
+            labelled = labelled.masked_fill(rest, float(count[OTHER]))
+            scene = scene.masked_fill(rest, float(scene[rest].sum()))
+        labelled = (labelled / (labelled[named].sum() + count[OTHER])).clamp(min=_RARE)
+        return (labelled.log() - scene.clamp(min=_RARE).log()).view(1, -1, 1, 1)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         """Return the teacher's, (batch, class, row, col)."""
@@ -430,10 +521,13 @@ class _Run:
     def _pseudo(self, probabilities: Tensor, valid: Tensor) -> PseudoLabels:
         return pseudo_label(self._align(probabilities), valid, keep=self.options.keep)
 
-    def _loss(self, images: Tensor, truth: PseudoLabels) -> Tensor:
+    def _loss(
+        self, images: Tensor, truth: PseudoLabels, *, offsets: Tensor | None = None
+    ) -> Tensor:
         device = self.options.device
+        logits = self.logits(images)
         return partial_cross_entropy(
-            self.logits(images),
+            logits if offsets is None else logits + offsets.to(device),
             truth.labels.to(device),
             named=None if self._named is None else self._named.to(device),
             weights=truth.weights.to(device),

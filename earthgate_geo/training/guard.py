@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from earthgate_geo.metrics import Confusion
 from earthgate_geo.training.radiometry import vary_radiometry
 
 Network = Callable[[Tensor], Tensor]
+
+_LEAST_SHARE = 0.01
+"""What is labelled is there, however little of it a model sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Evidence:
     """Mean IoU on held-back replay tiles, 0..1; None for a model without replay."""
 
     label_miou: float | None
-    """Mean IoU on labels of the scene, 0..1; None without labels."""
+    """Mean IoU on labels of the scene, 0..1, as ``label_fit`` has it; None without."""
 
     shares: tuple[float, ...]
     """Share of each class, 0..1."""
@@ -43,6 +47,9 @@ class KnownLabels:
 
     named: Collection[int]
     """Values of the classes that the labels name."""
+
+    shares: Sequence[float] | None = None
+    """Share of every class in the scene; that among the labels, if absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +106,41 @@ def gather(
         agreement=same / max(total, 1),
         confidence=certain / max(total, 1),
         replay_miou=None if replay is None else _miou(network, replay, classes),
-        label_miou=None if labels is None else truth.mean_iou(),
+        label_miou=label_fit(truth, labels.shares) if labels else None,
         shares=tuple(float(v) for v in counts / max(counts.sum(), 1)),
     )
+
+
+def label_fit(found: Confusion, shares: Sequence[float] | None) -> float | None:
+    """Return the mean IoU over the labelled classes, 0..1, as if the whole scene were labelled.
+
+    People label as many buildings as patches of ground. Where these cover nearly all of a scene,
+    a false alarm on them counts for more than it does among the labels, so that each class weighs
+    by its share of the scene. What none of the labels names is one class.
+
+    Args:
+        found: Labels against what a model says there.
+        shares: Share of every class in the scene; the labels' own if absent.
+
+    Returns:
+        None where nothing is labelled.
+    """
+    named = sorted(found.named)
+    unnamed = [value for value in range(len(found.names)) if value not in found.named]
+
+    def merged(by_class: NDArray[Any]) -> NDArray[Any]:
+        rest = by_class[..., unnamed].sum(-1, keepdims=True)
+        return np.concatenate([by_class[..., named], rest], -1)
+
+    table = merged(np.vstack([found.counts[named], found.on_other])).astype(float)
+    totals = table.sum(1)
+    if not totals.any():
+        return None
+    weights = totals if shares is None else np.maximum(merged(np.asarray(shares)), _LEAST_SHARE)
+    table *= (weights / np.maximum(totals, 1))[:, None]
+    hits, present = table.diagonal(), totals > 0
+    union = table.sum(1) + table.sum(0) - hits
+    return float((hits[present] / union[present]).mean())
 
 
 def _miou(network: Network, replay: tuple[Tensor, Tensor], classes: Sequence[str]) -> float:

@@ -1,6 +1,7 @@
 """Batches of tiles of scenes at the network's scale, for adaptation and its guard."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -22,7 +23,7 @@ HELD_BACK_SHARE = 0.2
 """Share of the labelled blocks that the guard keeps for itself."""
 
 MIN_BLOCKS = 5
-"""Fewer labelled blocks than this all train; the guard then sees no labels."""
+"""Fewer labelled blocks than this all train; the guard then sees the labels that train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class SceneWindow(NamedTuple):
 _Spot = tuple[int, int, int, int]
 """A labelled pixel: place of its scene, row, column, class value."""
 
+_Block = tuple[int, int, int]
+"""A block of labels: place of its scene, row and column of the block."""
+
 
 @dataclass(frozen=True)
 class TileBatch:
@@ -74,9 +78,9 @@ class SceneTiles:
     """Draws square tiles of scenes, ``size_px`` wide for the network.
 
     Each scene has its own scale and radiometry, and gives tiles by its valid area as the network
-    sees it. Labels are split into blocks of one tile: a share of the blocks of all scenes is held
-    back for the guard, the rest trains. Where scenes overlap, ground that one holds back trains in
-    none. Memory: the tiles asked for, and the positions of labels.
+    sees it. Labels are split into blocks of one tile: a share of the blocks of all scenes, with
+    every class in turn, is held back for the guard, the rest trains. Where scenes overlap, ground
+    that one holds back trains in none. Memory: the tiles asked for, and the positions of labels.
 
     Args:
         views: The scenes.
@@ -134,8 +138,8 @@ class SceneTiles:
             windows.append(SceneWindow(place, self._scenes[place].around(row, col)))
         return windows
 
-    def unlabelled_windows(self, count: int) -> list[SceneWindow]:
-        """Return random windows of the scenes without labels.
+    def scattered_windows(self, count: int) -> list[SceneWindow]:
+        """Return random windows of the scenes, labelled or not.
 
         Each gives its area's share of ``count``, and at least one, so that none goes unseen.
         """
@@ -143,7 +147,6 @@ class SceneTiles:
         return [
             SceneWindow(place, scene.draw())
             for place, scene in enumerate(self._scenes)
-            if not scene.positions
             for _ in range(max(1, round(float(shares[place]))))
         ]
 
@@ -166,8 +169,8 @@ class SceneTiles:
         finally:
             self._generator.set_state(state)
 
-    def read(self, windows: Sequence[SceneWindow], *, held_back: bool = False) -> TileBatch:
-        """Read tiles with their training labels, or with the ``held_back`` ones instead.
+    def read(self, windows: Sequence[SceneWindow], *, held_back: bool | None = False) -> TileBatch:
+        """Read tiles with their training labels, with the ``held_back`` ones, or (None) with all.
 
         Where none are held back, all labels are both.
         """
@@ -181,13 +184,17 @@ class SceneTiles:
         spots = [
             (place, *spot) for place, scene in enumerate(self._scenes) for spot in scene.positions
         ]
-        blocks = sorted({(spot[0], *self._scenes[spot[0]].block(*spot[1:3])) for spot in spots})
-        if len(blocks) < MIN_BLOCKS:
+        values: dict[_Block, set[int]] = defaultdict(set)
+        for place, row, col, value in spots:
+            values[place, *self._scenes[place].block(row, col)].add(value)
+        if len(values) < MIN_BLOCKS:
             return spots
-        left = round(HELD_BACK_SHARE * len(blocks))
-        for chosen in torch.randperm(len(blocks), generator=self._generator).tolist():
+        left = round(HELD_BACK_SHARE * len(values))
+        blocks = sorted(values)
+        shuffled = torch.randperm(len(blocks), generator=self._generator).tolist()
+        order = [blocks[chosen] for chosen in shuffled]
+        for place, row, col in _in_turn(order, values):
             if left > 0:
-                place, row, col = blocks[chosen]
                 left -= self._withhold(place, (row, col))
         training = [spot for spot in spots if self._scenes[spot[0]].trains(*spot[1:3])]
         if training:
@@ -316,3 +323,24 @@ class _Cut:
 
     def _below(self, stop: int) -> int:
         return int(torch.randint(stop, (), generator=self._generator))
+
+
+def _in_turn(blocks: Sequence[_Block], values: Mapping[_Block, set[int]]) -> Iterator[_Block]:
+    """Yield blocks so that every class has its turn, the rarest first, and none loses its last."""
+    left = list(blocks)
+    kept = Counter(value for block in blocks for value in values[block])
+    turns = sorted(kept, key=lambda value: (kept[value], value))
+    while turns:
+        for value in tuple(turns):
+            able = (
+                block
+                for block in left
+                if value in values[block] and all(kept[each] > 1 for each in values[block])
+            )
+            chosen = next(able, None)
+            if chosen is None:
+                turns.remove(value)
+                continue
+            left.remove(chosen)
+            kept.subtract(values[chosen])
+            yield chosen

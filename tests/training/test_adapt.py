@@ -85,7 +85,7 @@ def test_the_source_model_is_not_touched_and_a_quarter_of_the_slots_trains(tmp_p
 
 
 def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded):
-    options = replace(OPTIONS, policy=Policy.FULL, steps=1, labelled_rate=1e-2)
+    options = replace(OPTIONS, policy=Policy.FULL, steps=1, labelled_rate=1e-2, guarded=False)
 
     with _scene(tmp_path) as scene:
         adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene), options=options)
@@ -104,7 +104,7 @@ def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded)
 
 
 def test_a_policy_without_modules_hands_back_the_head_alone(tmp_path, loaded):
-    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2)
+    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, guarded=False)
 
     with _scene(tmp_path) as scene:
         adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene), options=options)
@@ -180,7 +180,9 @@ def test_a_closed_gate_hands_back_nothing_that_trained(tmp_path, loaded, policy)
 
 
 def _learnt(tmp_path, loaded, labels, **changes):
-    options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, **changes)
+    options = replace(
+        OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, guarded=False, **changes
+    )
     with _scene(tmp_path) as scene:
         return _adapt(loaded, scene, labels=labels(tmp_path, scene), options=options)
 
@@ -333,7 +335,8 @@ def test_labels_know_better_than_a_restraint(tmp_path, loaded, monkeypatch):
         plain = _maps(loaded, scene)
         write_raster(tmp_path / "truth.tif", values=plain)  # what the source model says is right
         labels = open_labels(tmp_path / "truth.tif", scene.grid, CLASSES, LabelOptions())
-        adaptation = _adapt(loaded, scene, labels=labels)
+        options = replace(OPTIONS, guarded=False)
+        adaptation = _adapt(loaded, scene, labels=labels, options=options)
 
     assert (plain == 2).mean() > 0.2
     assert adaptation.evidence["restraints"] == []

@@ -1,8 +1,11 @@
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 
-from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather
+from earthgate_geo.metrics import OTHER, Confusion
+from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, label_fit
 
 SOURCE = Evidence(
     agreement=0.7, confidence=0.6, replay_miou=0.5, label_miou=None, shares=(0.5, 0.5)
@@ -69,3 +72,32 @@ def test_evidence_of_a_network_that_sees_brightness():
     assert evidence.shares == (32 / 56, 24 / 56)
     assert evidence.agreement > 0.9
     assert evidence.replay_miou is None
+
+
+def _buildings_among_five_classes(*, found, false_alarms):
+    """Count 100 labelled pixels of buildings, and 100 of whatever else there is."""
+    truth, said = np.repeat([0, OTHER], 100), np.full(200, 3)
+    said[:found] = said[100 : 100 + false_alarms] = 0
+    confusion = Confusion("abcde", named=[0])
+    confusion.add(truth, said)
+    return confusion
+
+
+def test_a_false_alarm_weighs_by_how_much_of_the_scene_it_spoils():
+    readily = _buildings_among_five_classes(found=95, false_alarms=10)
+    sparsely = _buildings_among_five_classes(found=80, false_alarms=2)
+    shares = (0.1, 0.2, 0.3, 0.4, 0.0)
+
+    assert label_fit(readily, None) > label_fit(sparsely, None)
+    assert label_fit(readily, shares) < label_fit(sparsely, shares)
+    assert label_fit(sparsely, shares) == pytest.approx(
+        np.mean([0.08 / (0.1 + 0.9 * 0.02), 0.9 * 0.98 / (0.9 + 0.1 * 0.2)])
+    )
+
+
+def test_labels_of_nothing_named_are_a_score_all_the_same():
+    confusion = Confusion("ab", named=[0])
+    assert label_fit(confusion, None) is None
+    confusion.add(np.full(10, OTHER), np.repeat([0, 1], 5))
+
+    assert label_fit(confusion, (0.5, 0.5)) == 0.5

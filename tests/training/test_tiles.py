@@ -95,7 +95,7 @@ def test_each_scene_is_read_with_its_own_radiometry_and_scale(tmp_path):
         _view(tmp_path / "dark.tif", brightness=25, radiometry=dark),
         _view(tmp_path / "bright.tif", brightness=125, radiometry=bright, scale=2),
     )
-    windows = tiles.unlabelled_windows(8)
+    windows = tiles.scattered_windows(8)
 
     batch = tiles.read(windows)
 
@@ -105,16 +105,16 @@ def test_each_scene_is_read_with_its_own_radiometry_and_scale(tmp_path):
     assert sizes == {0: Size(64, 64), 1: Size(128, 128)}
 
 
-def test_a_look_at_the_scenes_without_labels_leaves_out_none_of_them(tmp_path):
+def test_a_look_at_the_scenes_leaves_out_none_of_them(tmp_path):
     tiles = _tiles(
         _view(tmp_path / "0.tif", brightness=0, size=Size(640, 640)),
         _view(tmp_path / "1.tif", brightness=0, labels=_halves(tmp_path / "labels.tif")),
         _view(tmp_path / "2.tif", brightness=0, size=Size(64, 64)),
     )
 
-    places = [window.scene for window in tiles.unlabelled_windows(4)]
+    places = [window.scene for window in tiles.scattered_windows(4)]
 
-    assert places == [0, 0, 0, 2]  # 100, 16 and 1 tiles large
+    assert places == [0, 0, 0, 1, 2]  # 100, 16 and 1 tiles large
 
 
 def test_a_fifth_of_the_labelled_blocks_of_all_scenes_is_held_back_and_comes_in_turn(tmp_path):
@@ -136,6 +136,22 @@ def test_a_fifth_of_the_labelled_blocks_of_all_scenes_is_held_back_and_comes_in_
     assert places[:in_turn] == [0, 1] * (in_turn // 2) != []
     assert torch.all(tiles.read(windows).labels == UNKNOWN)
     assert torch.all(tiles.read(windows, held_back=True).labels != UNKNOWN)
+
+
+def test_each_class_is_held_back_in_turn_and_keeps_labels_to_train(tmp_path):
+    values = np.full((256, 256), UNKNOWN)
+    values[::64, ::64] = 0
+    values[0, [0, 64]] = 1  # 14 blocks of one class, two of another
+    values[64, 0] = 2  # and one
+    for seed in range(5):
+        labels = _labels(tmp_path / f"{seed}.tif", values)
+        tiles = _tiles(_view(tmp_path / "scene.tif", brightness=0, labels=labels), seed=seed)
+
+        held = tiles.read(tiles.held_back_windows(), held_back=True).labels
+        training = {value for *_, value in tiles._spots}
+
+        assert torch.unique(held).tolist() == [0, 1, UNKNOWN]
+        assert training == {0, 1, 2}
 
 
 def test_labels_train_in_every_class_wherever_they_lie(tmp_path):
