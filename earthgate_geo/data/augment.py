@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.raster.bands import NO_HEIGHT
 
 Item = dict[str, Tensor]
 """What ``PatchDataset`` reads: ``image``, ``mask`` and ``valid``."""

@@ -15,7 +15,7 @@ from rasterio.warp import reproject
 from earthgate_geo.data.overlap import window_there
 from earthgate_geo.data.warped import check_reachable
 from earthgate_geo.errors import DataError, HeightsElsewhereError
-from earthgate_geo.raster.bands import ALPHA
+from earthgate_geo.raster.bands import ALPHA, NO_HEIGHT
 from earthgate_geo.raster.grid import Grid, Size, Window
 from earthgate_geo.raster.read import (
     COARSE_PX,
@@ -26,9 +26,6 @@ from earthgate_geo.raster.read import (
     decimated,
     open_scene,
 )
-
-NO_HEIGHT = -1.0
-"""What stands in the channel of heights, whose values are in 0..1, where there is none."""
 
 UNSCALED = Radiometry((0.0,), (1.0,))
 """Of the heights of a scene that has none, for a network that takes heights."""

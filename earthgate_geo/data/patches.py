@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 
 from earthgate_geo.data.augment import resized_apart
 from earthgate_geo.data.heights import (
-    NO_HEIGHT,
     UNSCALED,
     HeightLayer,
     height_channel,
@@ -30,7 +29,7 @@ from earthgate_geo.data.pairs import Pair
 from earthgate_geo.data.scenes import plan_tiles, resized
 from earthgate_geo.errors import BandError, DataError, InputError
 from earthgate_geo.metrics import UNKNOWN
-from earthgate_geo.raster.bands import RGB
+from earthgate_geo.raster.bands import NO_HEIGHT, RGB
 from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
 from earthgate_geo.raster.read import (
     COARSE_PX,

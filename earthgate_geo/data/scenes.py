@@ -15,9 +15,10 @@ from torch.nn import functional
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import GeoSlice
 
-from earthgate_geo.data.heights import NO_HEIGHT, HeightLayer, height_channel
+from earthgate_geo.data.heights import HeightLayer, height_channel
 from earthgate_geo.data.labels import LabelLayer
 from earthgate_geo.errors import InputError
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.grid import Grid, Size, Window
 from earthgate_geo.raster.read import Radiometry, Scene
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.errors import InputError
 from earthgate_geo.models.backbone import (
     Backbone,
@@ -21,6 +20,7 @@ from earthgate_geo.models.backbone import (
 from earthgate_geo.models.fusion import TwoStreams, build_fused_head, fused
 from earthgate_geo.models.heads import HeadConfig, build_head
 from earthgate_geo.models.view import View
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.classes import ClassTable, LandClass
 from earthgate_geo.toolbox.attach import Settled
 

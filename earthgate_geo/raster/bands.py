@@ -8,6 +8,9 @@ ALPHA = "alpha"
 GRAY = "gray"
 RGB = ("red", "green", "blue")
 
+NO_HEIGHT = -1.0
+"""What stands in a channel of heights, whose values are in 0..1, where there is none."""
+
 _SPELLINGS = {
     "r": "red",
     "g": "green",

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.view import View
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.training.radiometry import vary_radiometry
 
 _FORGOTTEN = 0.1

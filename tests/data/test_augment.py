@@ -11,9 +11,9 @@ from earthgate_geo.data.augment import (
     random_crop,
     resized_apart,
 )
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.data.scenes import resized
 from earthgate_geo.metrics import OTHER, UNKNOWN
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.grid import Size
 
 crops = pytest.mark.parametrize("crop", [random_crop, plain_crop, mirrored_crop])

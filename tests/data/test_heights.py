@@ -10,9 +10,10 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform_bounds
 from rasters import NORTH_UP, ROTATED, SOUTH_UP, UTM, RasterSpec, write_raster
 
-from earthgate_geo.data.heights import NO_HEIGHT, UNSCALED, HeightLayer, open_heights
+from earthgate_geo.data.heights import UNSCALED, HeightLayer, open_heights
 from earthgate_geo.data.scenes import NetworkInput, SceneDataset
 from earthgate_geo.errors import DataError, HeightsElsewhereError, InputError
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import open_scene
 

@@ -15,7 +15,6 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasters import NORTH_UP, RasterSpec, write_raster
 
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.data.label_codes import LabelCodes
 from earthgate_geo.data.pairs import Pair, open_pairs
 from earthgate_geo.data.patches import (
@@ -28,6 +27,7 @@ from earthgate_geo.data.patches import (
 )
 from earthgate_geo.errors import BandError, DataError, InputError
 from earthgate_geo.metrics import OTHER, UNKNOWN
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import SceneOptions, open_scene
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthgate_geo.data.area import Area
-from earthgate_geo.data.heights import NO_HEIGHT, UNSCALED, open_heights
+from earthgate_geo.data.heights import UNSCALED, open_heights
 from earthgate_geo.data.scenes import TilePlan
 from earthgate_geo.errors import (
     CancelledError,
@@ -34,6 +34,7 @@ from earthgate_geo.mapping.scene import (
 from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.mapping.strips import StripFolder
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.classes import NODATA, ClassTable, LandClass
 from earthgate_geo.raster.destination import storage_error
 from earthgate_geo.raster.grid import Size, Window

@@ -37,12 +37,15 @@ def test_heights_do_not_count() -> None:
     torch.testing.assert_close(found.deviations, expected.deviations)
 
 
-def test_of_two_single_maps_the_image_s_counts() -> None:
-    model = small_segmenter(heights=True, head=HeadConfig(kind="mfnet", width=16))
+def test_a_head_that_takes_the_last_maps_alone_changes_nothing() -> None:
+    images, of_last = torch.rand(1, 4, 64, 64), HeadConfig(kind="mfnet", width=16)
+    model = small_segmenter(heights=True)
+    other = small_segmenter(heights=True, head=of_last)
+    other.backbone.load_state_dict(model.backbone.state_dict())
 
-    found = FeatureStatistics.gather(model, [torch.rand(1, 4, 64, 64)])
+    found, expected = (FeatureStatistics.gather(each, [images]) for each in (other, model))
 
-    assert [len(mean) for mean in found.means] == [3, model.backbone.channels[0]]
+    torch.testing.assert_close(found.means, expected.means)
 
 
 def test_distances_are_in_squared_deviations() -> None:

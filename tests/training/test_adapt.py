@@ -284,7 +284,7 @@ def test_light_and_outlines_are_those_of_the_bands_and_not_of_the_heights(
         adaptation = adapt_scene(loaded, [view], options=OPTIONS, monitor=SilentMonitor())
 
     assert adaptation.evidence["view"]["view"]["order"] == [2, 1, 0]
-    assert looked_at[0].shape == (4, 3, 64, 64)
+    assert looked_at[0].shape == (12, 3, 64, 64)
 
 
 def test_labels_know_better_than_statistics(tmp_path, loaded):

@@ -3,9 +3,9 @@ import pytest
 import torch
 from networks import small_replay
 
-from earthgate_geo.data.heights import NO_HEIGHT
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.view import View
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.training.selftrain import (
     Alignment,
     PseudoLabels,

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasters import NORTH_UP, RasterSpec, write_raster
 
-from earthgate_geo.data.heights import NO_HEIGHT, UNSCALED, open_heights
+from earthgate_geo.data.heights import UNSCALED, open_heights
 from earthgate_geo.data.labels import LabelOptions, open_labels
 from earthgate_geo.data.scenes import SceneDataset, TilePlan
 from earthgate_geo.data.synthetic import CLASSES
 from earthgate_geo.metrics import UNKNOWN
+from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.raster.grid import Size, Window
 from earthgate_geo.raster.read import Radiometry, open_scene
 from earthgate_geo.training.tiles import SceneTiles, SceneView, SceneWindow
