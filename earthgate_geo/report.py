@@ -52,13 +52,13 @@ def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
         reasons = " and ".join(evidence["against"])
         changes = ", and ".join(_aligned(evidence))
         return f"Adapted: {changes}. What was trained is refused: {reasons}."
-    if after["label_miou"] is not None:
+    if after["label_probabilities"] is not None:
         kept = (
             " kept out of training" if evidence["labels_held_back"] else ", all of which trained,"
         )
         return (
-            f"Adapted: on labels{kept} the mean IoU rose "
-            f"from {before['label_miou']:.1%} to {after['label_miou']:.1%}."
+            f"Adapted: labels{kept} have a mean probability of {_fit(after):.1%}; by the source "
+            f"model it was {_fit(before):.1%}."
         )
     return (
         "Adapted: turned and in other light, tiles of the scene now keep the class of "
@@ -78,13 +78,13 @@ def comparison(evidence: Mapping[str, Any], names: Sequence[str]) -> Table:
     if evidence["calibration"]:
         after["confidence"] = evidence["calibration"]["confidence"]
     kept = "kept out of training" if evidence["labels_held_back"] else "that trained, too"
+    rows = [(f"probability of labels {kept}", _fit(before), _fit(after))]
     measures = {
-        "label_miou": f"mean IoU on labels {kept}",
         "agreement": "agrees with itself, turned and in other light",
         "confidence": "mean confidence",
         "replay_miou": "mean IoU on generated tiles",
     }
-    rows = [(words, before[key], after[key]) for key, words in measures.items()]
+    rows += [(words, before[key], after[key]) for key, words in measures.items()]
     shares = zip(names, before["shares"], after["shares"], strict=True)
     rows += [(f"share of {name}", *pair) for name, *pair in shares]
     return [
@@ -94,6 +94,12 @@ def comparison(evidence: Mapping[str, Any], names: Sequence[str]) -> Table:
     ]
 
 
+def _fit(seen: Mapping[str, Any]) -> float | None:
+    """Return the mean probability of labels, 0..1; None without."""
+    found = seen["label_probabilities"]
+    return sum(found) / len(found) if found else None
+
+
 def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     """Return what one must know to read the comparison, in sentences."""
     calibrated = _calibrated(evidence["calibration"])
@@ -101,7 +107,7 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
         calibrated = "Confidence is the source model's own, not calibrated."
     changes = _aligned(evidence) if decision == "adapted" else []
     shown = [f"{change[0].upper()}{change[1:]}." for change in changes]
-    if evidence["source"]["label_miou"] is None or evidence["labels_held_back"]:
+    if evidence["source"]["label_probabilities"] is None or evidence["labels_held_back"]:
         return [*shown, calibrated]
     few = (
         "The labels lie in too few places to keep any out of training: the guard saw those that "
@@ -168,7 +174,7 @@ def _calibrated(found: Mapping[str, Any] | None) -> str:
 
 def advice(decision: str, evidence: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return what to do next."""
-    labelled = evidence["source"]["label_miou"] is not None
+    labelled = evidence["source"]["label_probabilities"] is not None
     if labelled and not evidence["labels_held_back"]:
         return "Next: label at least 5 places apart, so that some can be kept to judge by."
     if labelled:

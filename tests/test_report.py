@@ -23,7 +23,7 @@ SEEN = {
     "agreement": 0.83,
     "confidence": 0.7,
     "replay_miou": 0.8,
-    "label_miou": None,
+    "label_probabilities": None,
     "shares": (0.25, 0.75),
 }
 CALIBRATION = {
@@ -43,8 +43,8 @@ EVIDENCE = {
     "calibration": CALIBRATION,
 }
 LABELLED = EVIDENCE | {
-    "source": SEEN | {"label_miou": 0.41},
-    "adapted": EVIDENCE["adapted"] | {"label_miou": 0.553},
+    "source": SEEN | {"label_probabilities": [0.4, 0.42]},
+    "adapted": EVIDENCE["adapted"] | {"label_probabilities": [0.5, 0.606]},
 }
 HELD_BACK = LABELLED | {
     "labels_held_back": True,
@@ -223,8 +223,8 @@ def test_the_comparison_says_whether_the_labels_trained() -> None:
     first = [comparison(evidence, NAMES)[0] for evidence in (LABELLED, HELD_BACK)]
 
     assert [row["measure"] for row in first] == [
-        "mean IoU on labels that trained, too",
-        "mean IoU on labels kept out of training",
+        "probability of labels that trained, too",
+        "probability of labels kept out of training",
     ]
     assert [(row["before"], row["after"]) for row in first] == [(0.41, 0.553)] * 2
 
@@ -343,10 +343,12 @@ def test_the_sentences_name_the_decision_and_its_evidence() -> None:
         "their pixels; with the source model it was 83.0%."
     )
     assert decision_sentence("adapted", HELD_BACK) == (
-        "Adapted: on labels kept out of training the mean IoU rose from 41.0% to 55.3%."
+        "Adapted: labels kept out of training have a mean probability of 55.3%; by the source model "
+        "it was 41.0%."
     )
     assert decision_sentence("adapted", LABELLED) == (
-        "Adapted: on labels, all of which trained, the mean IoU rose from 41.0% to 55.3%."
+        "Adapted: labels, all of which trained, have a mean probability of 55.3%; by the source "
+        "model it was 41.0%."
     )
     assert decision_sentence("gate-closed", closed) == (
         "Gate closed, the source model is kept: the class shares moved too far and it rained."

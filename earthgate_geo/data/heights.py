@@ -30,7 +30,7 @@ from earthgate_geo.raster.read import (
 UNSCALED = Radiometry((0.0,), (1.0,))
 """Of the heights of a scene that has none, for a network that takes heights."""
 
-_FILLERS = (-9999.0, -32767.0, -32768.0)
+_FILLERS = (-9999.0, -99999.0, -32767.0, -32768.0)
 """What stands for nodata in files that do not say so."""
 
 _MOST = 1e7
@@ -39,12 +39,15 @@ _MOST = 1e7
 _MOST_PX = 1536
 """Longest side of the part of a surface model that is read at once; it is decimated to that."""
 
-HEIGHT_BYTES = 16 * _MOST_PX**2
+HEIGHT_BYTES = 32 * _MOST_PX**2
 """Most memory in which a window is read, beside the window."""
 
 _MARGIN_PX = 2
 _TOLERANCE = 0.01
 """In pixels of the surface model."""
+
+_SHRINKS = 1.5
+"""Pixels of the surface model across one of the scene, from which on they are averaged."""
 
 _FLAT = 1e-5
 """Span of heights, as a share of the largest, that is rounding."""
@@ -56,12 +59,12 @@ _NEAR_PX = 16
 class HeightLayer:
     """Heights on the grid of a scene, from a surface model (DSM), less a terrain model (DTM).
 
-    Either may have any CRS, resolution, orientation and type; the first band counts, bilinear,
-    or pixel by pixel where its pixels are the scene's. No heights are: nodata and masked pixels,
-    numbers that are not finite or beyond 1e7, and -9999, -32767 and -32768 exactly, even where the
-    file does not declare them. Both have to be in one unit, whichever. Pickled as paths. Not to be
-    read from two threads at once. Memory: the window asked for, and at most 1536 x 1536 pixels of
-    each file.
+    Either may have any CRS, resolution, orientation and type, and a scale and offset; the first
+    band counts, bilinear, averaged where it is finer, or pixel by pixel where its pixels are the
+    scene's. No heights are: nodata and masked pixels, numbers that are not finite or beyond 1e7,
+    and -9999, -99999, -32767 and -32768 exactly, even where the file does not declare them. Both
+    have to be in one unit, whichever. Pickled as paths. Not to be read from two threads at once.
+    Memory: the window asked for, and at most 1536 x 1536 pixels of each file.
 
     Args:
         dsm: Absolute heights, or heights above ground.
@@ -243,10 +246,10 @@ def _warped(raster: Scene, grid: Grid) -> NDArray[np.float32]:
     if there is None:
         return found
     there = _grown(there, raster.grid.size)
-    source = known_heights(raster.preview((1,), window=there, longest_px=_MOST_PX))
+    source = known_heights(raster, raster.preview((1,), window=there, longest_px=_MOST_PX))
     shrink = Affine.scale(there.size.cols / source.shape[1], there.size.rows / source.shape[0])
     transform = raster.grid.transform @ Affine.translation(there.col, there.row) @ shrink
-    aligned = _aligned(Grid(Size(*source.shape), transform, raster.grid.crs), grid)
+    seen = Grid(Size(*source.shape), transform, raster.grid.crs)
     reproject(
         source,
         found,
@@ -256,7 +259,7 @@ def _warped(raster: Scene, grid: Grid) -> NDArray[np.float32]:
         dst_transform=grid.transform,
         dst_crs=grid.crs,
         dst_nodata=np.nan,
-        resampling=Resampling.nearest if aligned else Resampling.bilinear,
+        resampling=_resampling(seen, grid),
         tolerance=_TOLERANCE,
     )
     return found
@@ -272,15 +275,25 @@ def _grown(window: Window, size: Size) -> Window:
     ).clipped(size)
 
 
-def known_heights(pixels: Pixels) -> NDArray[np.float32]:
-    """Return (row, col) with NaN for what is no height."""
-    values = pixels.values[0]
-    # NaN compares as False.
-    known = pixels.valid & (values <= _MOST) & (values >= -_MOST) & ~np.isin(values, _FILLERS)
-    with np.errstate(over="ignore"):  # of what is no height
-        heights: NDArray[np.float32] = values.astype(np.float32)
-    heights[~known] = np.nan
-    return heights
+def known_heights(raster: Scene, pixels: Pixels) -> NDArray[np.float32]:
+    """Return heights (row, col) of a file's first band, NaN where the numbers read are none.
+
+    Numbers become heights by the scale and offset that the file declares for the band.
+    """
+    numbers, (scale, offset) = pixels.values[0], raster.scaling
+    known = pixels.valid & ~np.isin(numbers, _FILLERS)
+    with np.errstate(all="ignore"):  # of what is no height
+        heights = numbers * np.float64(scale) + offset
+        known &= np.abs(heights) <= _MOST  # NaN compares as False
+    return np.where(known, heights, np.nan).astype(np.float32)
+
+
+def _resampling(source: Grid, grid: Grid) -> Resampling:
+    if _aligned(source, grid):
+        return Resampling.nearest
+    # Bilinear would give no height wherever there is none in the middle of a pixel.
+    shrinks = grid.gsd().mean_m >= _SHRINKS * source.gsd().mean_m
+    return Resampling.average if shrinks else Resampling.bilinear
 
 
 def _aligned(one: Grid, other: Grid) -> bool:

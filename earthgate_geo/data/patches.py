@@ -200,7 +200,7 @@ def _heights_in(pair: Pair, longest_px: int) -> NDArray[np.float32]:
     if pair.height is None:
         return np.empty(0, np.float32)
     with _open(pair.height) as dsm:
-        return known_heights(dsm.preview((1,), longest_px=longest_px)).ravel()
+        return known_heights(dsm, dsm.preview((1,), longest_px=longest_px)).ravel()
 
 
 def _sample(pair: Pair, bands: tuple[int, ...] | None, longest_px: int) -> NDArray[Any]:
@@ -228,13 +228,13 @@ class PixelHeights:
 
     def read(self, window: Window) -> Pixels:
         """Return the heights (1, row, col) of a window inside the image, and where they are."""
-        heights = known_heights(self._dsm.read(window, (1,)))
+        heights = known_heights(self._dsm, self._dsm.read(window, (1,)))
         known = np.isfinite(heights)
         return Pixels(np.where(known, heights, np.float32(0))[None], known)
 
     def radiometry(self) -> Radiometry:
         """Return the percentiles of one decimated read, as ``HeightLayer`` does."""
-        return height_radiometry(known_heights(self._dsm.preview((1,)))) or UNSCALED
+        return height_radiometry(known_heights(self._dsm, self._dsm.preview((1,)))) or UNSCALED
 
     def close(self) -> None:
         """Let go of the file."""

@@ -133,6 +133,9 @@ class Scene:
         self.tags: Mapping[str, str] = source.tags()
         interpretations = [c.name for c in source.colorinterp]
         self.meanings = band_meanings(interpretations, source.descriptions)
+        self.scaling = (float(source.scales[0]), float(source.offsets[0]))
+        """Scale and offset by which the first band's numbers become quantities; not applied."""
+
         self._source = source
         self._options = options
         _check_options(self)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from earthgate_geo.metrics import Confusion
+from earthgate_geo.metrics import OTHER, UNKNOWN, Confusion
 from earthgate_geo.training.radiometry import vary_radiometry
 
 Network = Callable[[Tensor], Tensor]
@@ -31,8 +31,8 @@ class Evidence:
     replay_miou: float | None
     """Mean IoU on held-back replay tiles, 0..1; None for a model without replay."""
 
-    label_miou: float | None
-    """Mean IoU on labels of the scene, 0..1, as ``label_fit`` has it; None without."""
+    label_probabilities: tuple[float, ...] | None
+    """Mean probability, 0..1, of what the labels say, by tile with labels; None without labels."""
 
     shares: tuple[float, ...]
     """Share of each class, 0..1."""
@@ -90,7 +90,7 @@ def gather(
     rng = np.random.default_rng(0)  # every model sees the same variations
     same = certain = total = 0.0
     counts = np.zeros(len(classes))
-    truth = Confusion(classes, named=labels.named if labels else None)
+    fits: list[float] = []
     for index, (image, valid) in enumerate(tiles):
         probabilities = torch.softmax(network(image.unsqueeze(0)).float(), 1)[0]
         certainty, found = probabilities.max(0)
@@ -101,14 +101,28 @@ def gather(
         total += float(valid.sum())
         counts += np.bincount(found[valid].numpy(), minlength=len(classes))
         if labels is not None:
-            truth.add(labels.masks[index].numpy(), found.numpy())
+            fits += _label_probability(probabilities, labels.masks[index], labels.named)
     return Evidence(
         agreement=same / max(total, 1),
         confidence=certain / max(total, 1),
         replay_miou=None if replay is None else _miou(network, replay, classes),
-        label_miou=label_fit(truth, labels.shares) if labels else None,
+        label_probabilities=tuple(fits) or None,
         shares=tuple(float(v) for v in counts / max(counts.sum(), 1)),
     )
+
+
+def _label_probability(
+    probabilities: Tensor, labels: Tensor, named: Collection[int]
+) -> list[float]:
+    """Return the mean probability of what labels (row, col) say; nothing where they say nothing."""
+    classes = len(probabilities)
+    unnamed = [value for value in range(classes) if value not in named]
+    said = torch.cat([probabilities, probabilities[unnamed].sum(0, keepdim=True)])
+    meant = labels.where(labels != OTHER, classes if unnamed else UNKNOWN)
+    known = meant != UNKNOWN
+    if not known.any():
+        return []
+    return [float(said.gather(0, meant.clamp(max=classes)[None])[0][known].mean())]
 
 
 def label_fit(found: Confusion, shares: Sequence[float] | None) -> float | None:
@@ -132,7 +146,8 @@ def label_fit(found: Confusion, shares: Sequence[float] | None) -> float | None:
         rest = by_class[..., unnamed].sum(-1, keepdims=True)
         return np.concatenate([by_class[..., named], rest], -1)
 
-    table = merged(np.vstack([found.counts[named], found.on_other])).astype(float)
+    on_rest = found.on_other * bool(unnamed)  # where labels name every class, it says nothing
+    table = merged(np.vstack([found.counts[named], on_rest])).astype(float)
     totals = table.sum(1)
     if not totals.any():
         return None
@@ -163,8 +178,8 @@ def against(
     """
     limit = tolerance or Tolerance()
     reasons = []
-    if source.label_miou is not None and adapted.label_miou is not None:
-        if adapted.label_miou <= source.label_miou:
+    if source.label_probabilities and adapted.label_probabilities:
+        if not _fits(source.label_probabilities, adapted.label_probabilities):
             reasons.append("the labels fit no better")
         return reasons
     if adapted.agreement - source.agreement < limit.agreement_gain:
@@ -177,6 +192,16 @@ def against(
     if (source.replay_miou or 0) - (adapted.replay_miou or 0) > limit.replay_drop:
         reasons.append("the replay tiles are mapped worse")
     return reasons
+
+
+def _fits(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Tell whether labels do not speak against a model: a few of them seldom speak for one.
+
+    It has lost where the mean gain is below zero by its standard error or more.
+    """
+    gains = np.subtract(after, before)
+    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return bool(gains.mean() > -error)
 
 
 def share_shift(source: Evidence, adapted: Evidence) -> float:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from affine import Affine
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def test_tiles_of_a_layer_are_windows_of_the_whole(scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "filler", [np.nan, np.inf, -np.inf, -9999, -32767, -32768, 3.4e38, -3.4e38, 2e7]
+    "filler", [np.nan, np.inf, -np.inf, -9999, -99999, -32767, -32768, 3.4e38, -3.4e38, 2e7]
 )
 def test_what_is_no_height_does_not_mix_with_heights(scene, filler) -> None:
     values = hills(30, 40)
@@ -123,6 +124,29 @@ def test_minus_9999_of_whole_numbers_in_centimetres_is_no_height(scene) -> None:
     channel = seen(scene, layer)
     assert channel[:, :56].min() >= 0  # 16 pixels of the hole are filled
     assert (channel[:, 57:] == NO_HEIGHT).all()
+
+
+def declare_scaling(path: Path, *, scale: float, offset: float) -> None:
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (scale,), (offset,)
+
+
+def test_scale_and_offset_of_either_file_are_applied_to_what_is_a_height(scene) -> None:
+    folder, ground = scene.parent, np.full((1, ROWS, COLS), 600, np.int16)
+    values = np.round((hills() - 300) * 100).astype(np.int16)
+    values[0, :, 40:] = -9999
+    write_raster(folder / "dsm.tif", values=values)
+    declare_scaling(folder / "dsm.tif", scale=0.01, offset=300)
+    write_raster(folder / "dtm.tif", values=ground)
+    declare_scaling(folder / "dtm.tif", scale=0.5, offset=100)
+
+    layer = open_heights(
+        str(folder / "dsm.tif"), open_scene(scene).grid, dtm=str(folder / "dtm.tif")
+    )
+
+    pixels = layer.read(ALL)
+    assert (pixels.valid == (np.arange(COLS) < 40)).all()
+    np.testing.assert_allclose(pixels.values[0, :, :40], hills()[0, :, :40] - 400, atol=0.006)
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1e-3, 1, 1e3, 2e4])
@@ -241,6 +265,24 @@ def test_much_finer_heights_are_read_within_bounds(scene) -> None:
 
     assert pixels.valid.all()
     np.testing.assert_allclose(pixels.values, hills(), atol=0.3)
+
+
+@pytest.mark.parametrize("finer", [2, 5, 40])
+def test_a_pixel_has_the_mean_of_the_finer_heights_that_there_are(scene, finer) -> None:
+    rng = np.random.default_rng(0)
+    values = np.kron(hills(), np.ones((1, finer, finer))).astype(np.float32)
+    values[rng.random(values.shape) < 0.3] = -9999
+    middle = finer // 2
+    values[0, middle::finer, middle::finer] = -9999
+    cells = np.where(values[0] == -9999, np.nan, values[0]).reshape(ROWS, finer, COLS, finer)
+    layer = layer_of(scene, values, transform=NORTH_UP @ Affine.scale(1 / finer))
+
+    pixels = layer.read(ALL)
+
+    known = np.isfinite(cells).any(axis=(1, 3))
+    assert (pixels.valid == known).all()
+    mean = np.nanmean(cells.swapaxes(1, 2)[known], axis=(1, 2))
+    np.testing.assert_allclose(pixels.values[0][known], mean, atol=0.3)
 
 
 def test_a_layer_pickles_and_opens_again_as_it_is(scene) -> None:

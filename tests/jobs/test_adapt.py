@@ -71,7 +71,7 @@ def test_the_document_and_the_adapter_file_say_what_confidence_rests_on(pair):
     assert document["temperature"] == read_header("a.safetensors")["record"]["temperature"]
     assert document["temperature"] == temperature != 1
     assert document["remarks"][0].startswith(f"Confidence: logits are divided by {temperature:.2f}")
-    assert document["table"][0]["measure"] == "mean IoU on labels kept out of training"
+    assert document["table"][0]["measure"] == "probability of labels kept out of training"
 
 
 def test_behind_a_closed_gate_nothing_is_calibrated(pair):

@@ -156,7 +156,7 @@ def test_labels_open_the_gate_and_the_adapter_file_maps_the_same(place) -> None:
 
     assert document["decision"] == "adapted"
     assert document["sentence"].startswith(
-        "Adapted: on labels kept out of training the mean IoU rose from "
+        "Adapted: labels kept out of training have a mean probability of "
     )
     assert document["slots"]
     assert document["trained_parameters"] > 0

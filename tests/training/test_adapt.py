@@ -143,8 +143,8 @@ def test_labels_train_and_a_part_is_held_back_for_the_guard(tmp_path, loaded):
     with _scene(tmp_path) as scene:
         adaptation = _adapt(loaded, scene, labels=_labelled(tmp_path, scene))
 
-    assert adaptation.evidence["source"]["label_miou"] is not None
-    assert adaptation.evidence["adapted"]["label_miou"] is not None
+    assert adaptation.evidence["source"]["label_probabilities"] is not None
+    assert adaptation.evidence["adapted"]["label_probabilities"] is not None
 
 
 def test_held_back_labels_never_reach_training_and_the_rest_never_the_guard(tmp_path, loaded):
@@ -295,7 +295,8 @@ def test_labels_know_better_than_statistics(tmp_path, loaded):
         plain = _maps(loaded, scene)
         write_raster(tmp_path / "truth.tif", values=plain)  # what the source model says is right
         labels = open_labels(tmp_path / "truth.tif", scene.grid, CLASSES, LabelOptions())
-        adaptation = _adapt(loaded, scene, labels=labels)
+        options = replace(OPTIONS, labelled_rate=0.0)
+        adaptation = _adapt(loaded, scene, labels=labels, options=options)
 
     assert adaptation.evidence["view"]["view"]["order"] == [2, 1, 0]
     assert not adaptation.evidence["view"]["used"]
@@ -383,7 +384,7 @@ def test_several_scenes_of_different_scale_are_adapted_to_at_once(tmp_path, load
     assert together.losses == again.losses != alone.losses
     assert together.evidence == again.evidence
     assert together.evidence["source"]["shares"] != alone.evidence["source"]["shares"]
-    assert (together.evidence["source"]["label_miou"] is not None) == labelled
+    assert (together.evidence["source"]["label_probabilities"] is not None) == labelled
 
 
 def test_cancelling_stops_within_a_step(tmp_path, loaded):

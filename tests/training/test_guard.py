@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from earthgate_geo.metrics import OTHER, Confusion
+from earthgate_geo.metrics import OTHER, UNKNOWN, Confusion
 from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, label_fit
 
 SOURCE = Evidence(
-    agreement=0.7, confidence=0.6, replay_miou=0.5, label_miou=None, shares=(0.5, 0.5)
+    agreement=0.7, confidence=0.6, replay_miou=0.5, label_probabilities=None, shares=(0.5, 0.5)
 )
 BETTER = replace(SOURCE, agreement=0.8)
 
@@ -44,11 +44,26 @@ def test_a_model_that_forgot_the_replay_tiles_is_refused():
 
 
 def test_labels_outweigh_agreement_and_replay():
-    worse = replace(SOURCE, label_miou=0.4)
+    worse = replace(SOURCE, label_probabilities=(0.4,))
 
-    assert not against(worse, replace(SOURCE, agreement=0.6, label_miou=0.5))
-    assert not against(worse, replace(SOURCE, replay_miou=0.1, label_miou=0.5))
-    assert against(worse, replace(BETTER, label_miou=0.4))
+    assert not against(worse, replace(SOURCE, agreement=0.6, label_probabilities=(0.5,)))
+    assert not against(worse, replace(SOURCE, replay_miou=0.1, label_probabilities=(0.5,)))
+    assert against(worse, replace(BETTER, label_probabilities=(0.4,)))
+
+
+@pytest.mark.parametrize(
+    ("after", "kept"),
+    [
+        ((0.5, 0.8), True),  # a loss within the error of two tiles
+        ((0.5, 0.6), False),
+        ((0.6, 0.7), False),  # nothing happened
+        ((0.9, 0.6), True),
+    ],
+)
+def test_labels_refuse_what_clearly_lost(after, kept):
+    source = replace(SOURCE, label_probabilities=(0.6, 0.7))
+
+    assert bool(against(source, replace(BETTER, label_probabilities=after))) == (not kept)
 
 
 def test_evidence_of_a_network_that_sees_brightness():
@@ -68,7 +83,7 @@ def test_evidence_of_a_network_that_sees_brightness():
         labels=KnownLabels([truth], [0, 1]),
     )
 
-    assert evidence.label_miou == 1.0
+    assert evidence.label_probabilities == (1.0,)
     assert evidence.shares == (32 / 56, 24 / 56)
     assert evidence.agreement > 0.9
     assert evidence.replay_miou is None
@@ -101,3 +116,20 @@ def test_labels_of_nothing_named_are_a_score_all_the_same():
     confusion.add(np.full(10, OTHER), np.repeat([0, 1], 5))
 
     assert label_fit(confusion, (0.5, 0.5)) == 0.5
+
+
+def test_labels_of_other_have_the_probability_of_all_classes_that_none_names():
+    def network(images):
+        return torch.log(torch.tensor([0.5, 0.3, 0.2])).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+
+    tiles = [(torch.rand(3, 2, 2), torch.ones(2, 2) > 0)] * 3
+    masks = [torch.full((2, 2), UNKNOWN) for _ in tiles]
+    masks[0][0, 0], masks[1][0] = OTHER, torch.tensor([OTHER, 0])
+
+    def seen(named):
+        labels = KnownLabels(masks, named)
+        return gather(network, tiles, classes="abc", labels=labels).label_probabilities
+
+    assert seen([0]) == pytest.approx((0.5, 0.5))
+    assert seen([0, 1]) == pytest.approx((0.2, 0.35))
+    assert seen([0, 1, 2]) == pytest.approx((0.5,))
