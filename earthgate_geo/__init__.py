@@ -4,13 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from earthgate_geo.api import AdaptedScene, SceneMap, adapt, map_scene
     from earthgate_geo.bench.check import check_settings
     from earthgate_geo.bench.run import run_bench
     from earthgate_geo.bench.settings import list_settings
     from earthgate_geo.bench.summary import summarise_bench
     from earthgate_geo.doctor import diagnose
+    from earthgate_geo.export_request import ExportRequest
     from earthgate_geo.jobs.adapt import plan_adapt, run_adapt
     from earthgate_geo.jobs.batch import plan_batch, run_batch
+    from earthgate_geo.jobs.catalogue import catalogue_models
+    from earthgate_geo.jobs.export import run_export
     from earthgate_geo.jobs.import_model import run_import
     from earthgate_geo.jobs.inventory import describe, list_models
     from earthgate_geo.jobs.map import plan, run_map
@@ -35,12 +39,18 @@ __version__ = "0.1.0"
 
 # Loaded on first use: torch and TorchGeo take seconds, and `earthgate --help` needs neither.
 _HOMES = {
+    "AdaptedScene": "api",
+    "SceneMap": "api",
+    "adapt": "api",
+    "map_scene": "api",
     "check_settings": "bench.check",
     "list_settings": "bench.settings",
     "run_bench": "bench.run",
     "summarise_bench": "bench.summary",
     "diagnose": "doctor",
+    "run_export": "jobs.export",
     "run_import": "jobs.import_model",
+    "catalogue_models": "jobs.catalogue",
     "describe": "jobs.inventory",
     "list_models": "jobs.inventory",
     "load_model": "jobs.run",
@@ -61,6 +71,7 @@ _HOMES = {
     "BatchRequest": "request",
     "BenchRequest": "training_request",
     "EvaluateRequest": "request",
+    "ExportRequest": "export_request",
     "ImportRequest": "request",
     "MapRequest": "request",
     "StylesRequest": "styles_request",
@@ -71,22 +82,28 @@ _HOMES = {
 }
 __all__ = [
     "AdaptRequest",
+    "AdaptedScene",
     "BatchRequest",
     "BenchRequest",
     "EvaluateRequest",
+    "ExportRequest",
     "ImportRequest",
     "MapRequest",
+    "SceneMap",
     "StylesRequest",
     "TrainRequest",
     "VectorOptions",
     "VectorizeRequest",
     "__version__",
+    "adapt",
+    "catalogue_models",
     "check_settings",
     "describe",
     "diagnose",
     "list_models",
     "list_settings",
     "load_model",
+    "map_scene",
     "open_scene",
     "plan",
     "plan_adapt",
@@ -98,6 +115,7 @@ __all__ = [
     "run_batch",
     "run_bench",
     "run_evaluate",
+    "run_export",
     "run_import",
     "run_map",
     "run_styles",

@@ -1,7 +1,7 @@
 """What a job is asked to do, and the checks that need no torch: they take milliseconds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,7 @@ from earthgate_geo.errors import InputError, MissingDependencyError, OutputError
 from earthgate_geo.raster.cog import check_creation
 from earthgate_geo.raster.destination import Destination
 from earthgate_geo.raster.read import Scene, SceneOptions, open_scene
+from earthgate_geo.raster.stac_item import COLLECTION_NAME, missing_pystac
 from earthgate_geo.recipe import Policy
 
 VECTOR_FORMATS = ("gpkg", "fgb", "parquet")
@@ -23,6 +24,8 @@ ENDINGS = {
     "report": (".html",),
     "result": (".json",),
     "page": (".md",),
+    "stac": (".json",),
+    "onnx": (".onnx",),
 }
 """Endings of an output by role; rasters end in ``.tif``. So no two outputs of a run are one."""
 
@@ -63,7 +66,10 @@ class MapRequest:
     """Map a scene with a model as it is."""
 
     src: str
-    """Path of the scene."""
+    """Path of the scene, or path or address of a STAC Item."""
+
+    asset: tuple[str, ...] = ()
+    """Which assets of the Item are the image: one, or one for each band; found out without."""
 
     dst: Path | None = None
     """Map to write; only an adaptation can do without."""
@@ -82,6 +88,12 @@ class MapRequest:
 
     probs: bool = False
     """Whether to write ``<dst stem>_probs.tif``."""
+
+    stac: bool = False
+    """Whether to write a STAC Item of the map, ``<dst stem>.json``."""
+
+    collection: str | None = None
+    """Id of the STAC Collection that the Item belongs to, in ``COLLECTION_NAME`` beside it."""
 
     bands: Mapping[str, int] | None = None
     """1-based file band by meaning."""
@@ -146,7 +158,9 @@ class MapRequest:
         Raises:
             InputError, DataError: As ``open_scene``.
         """
-        options = SceneOptions(bands=self.bands, nodata=self.nodata, assume_crs=self.assume_crs)
+        options = SceneOptions(
+            bands=self.bands, nodata=self.nodata, assume_crs=self.assume_crs, assets=self.asset
+        )
         return open_scene(self.src, options)
 
     @property
@@ -178,6 +192,7 @@ class MapRequest:
                 for role, (ending, given) in asked.items()
                 if given
             }
+            wanted["stac"] = self.dst.with_suffix(".json") if self.stac else None
         return {role: path for role, path in wanted.items() if path is not None}
 
     def check(self) -> None:
@@ -188,15 +203,16 @@ class MapRequest:
             InputError: Options that exclude or miss one another.
             DataError: The scene cannot be opened or used.
         """
-        if self.dst is None and (self.vector or self.confidence or self.probs):
+        if self.dst is None and (self.vector or self.confidence or self.probs or self.stac):
             raise InputError(
-                found="--vector, --confidence or --probs without --dst",
+                found="--vector, --confidence, --probs or --stac without --dst",
                 expected="a map that they are made from",
                 fix="Add --dst map.tif",
             )
         self.check_options()
         check_outputs(self.outputs(), overwrite=self.overwrite, inputs=self.inputs())
-        self.open().close()
+        with self.open() as scene:  # a file that a VRT or an Item names is an input, too
+            check_outputs(self.outputs(), overwrite=self.overwrite, inputs=scene.files)
 
     def check_options(self) -> None:
         """Refuse what cannot work for any scene.
@@ -204,8 +220,10 @@ class MapRequest:
         Raises:
             InputError: Options that are unknown, or exclude or miss one another.
             DataError: The heights cannot be opened or used.
-            MissingDependencyError: The engine is not installed.
+            MissingDependencyError: The engine, or what ``stac`` needs, is not installed.
         """
+        if self.stac and find_spec("pystac") is None:
+            raise missing_pystac("--stac")
         check_creation(self.creation)
         choices = {"runtime": RUNTIMES, "precision": PRECISIONS, "engine": ENGINES}
         for option, known in choices.items():
@@ -391,6 +409,11 @@ class BatchRequest:
         """The file with one line of JSON per finished scene."""
         return self.out_dir / "manifest.jsonl"
 
+    @property
+    def collection(self) -> Path:
+        """The STAC Collection of all maps in the folder."""
+        return self.out_dir / COLLECTION_NAME
+
     def requests(self) -> list[MapRequest]:
         """Return what is asked of each scene.
 
@@ -401,8 +424,14 @@ class BatchRequest:
         for n, src in enumerate(self.srcs, start=1):
             dst = self.out_dir / _map_name(self.name, src, n)
             vector = dst.with_suffix(f".{self.vector_format}") if self.vector_format else None
-            asked.append(replace(self.each, src=src, dst=dst, vector=vector))
+            asked.append(
+                replace(self.each, src=src, dst=dst, vector=vector, collection=self._collection_id)
+            )
         return asked
+
+    @property
+    def _collection_id(self) -> str | None:
+        return self.out_dir.resolve().name if self.each.stac else None
 
     def check(self) -> None:
         """Refuse what cannot work, before torch is even loaded.
@@ -418,6 +447,7 @@ class BatchRequest:
         requests = self.requests()
         inputs = {Path(path).resolve() for request in requests for path in request.inputs()}
         owners: dict[str, MapRequest] = {}
+        self._check_collection(requests)
         for request in requests:
             outputs = request.outputs()
             check_outputs(outputs, overwrite=True, inputs=[], made=self.out_dir)
@@ -434,6 +464,19 @@ class BatchRequest:
                         expected="a name of its own for every scene",
                         fix="Number them, e.g. --name {scene}_{n}_map.tif",
                     )
+
+    def _check_collection(self, requests: list[MapRequest]) -> None:
+        if not self.each.stac:
+            return
+        # One that lies beside a manifest is ours, and grows with it.
+        ours = self.each.overwrite or self.manifest.exists()
+        check_outputs({"stac": self.collection}, overwrite=ours, inputs=[], made=self.out_dir)
+        for request in requests:
+            if request.outputs()["stac"].name == COLLECTION_NAME:
+                raise InputError(
+                    found=f"the map of {request.src} named {request.dst}",
+                    expected=f"another name: {COLLECTION_NAME} is the Collection's",
+                )
 
     def _check_place(self) -> None:
         if self.each.dst is not None:
@@ -583,7 +626,11 @@ def _map_name(template: str, src: str, n: int) -> str:
 
 
 def check_outputs(
-    outputs: Mapping[str, Path], *, overwrite: bool, inputs: list[str], made: Path | None = None
+    outputs: Mapping[str, Path],
+    *,
+    overwrite: bool,
+    inputs: Sequence[str],
+    made: Path | None = None,
 ) -> None:
     """Refuse outputs that cannot or must not be written, without touching anything.
 

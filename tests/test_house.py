@@ -30,6 +30,8 @@ TRESPASSES = {
     "One door to Lightning": ("training/loop.py", "lightning"),
     "One door to OpenVINO": ("model_file.py", "openvino"),
     "One door to Dask": ("mapping/scene.py", "distributed"),
+    "One door to ONNX": ("mapping/scene.py", "onnx"),
+    "Doors to pystac": ("request.py", "pystac"),
     "Rasters are opened in three places": ("toolbox/attach.py", "rasterio"),
 }
 

@@ -14,6 +14,7 @@ from earthgate_cli.commands import (
     bench,
     doctor,
     evaluate,
+    export,
     info,
     models,
     styles,
@@ -31,7 +32,10 @@ def cli() -> None:
     """Adapt a frozen vision model to an unseen scene and map it."""
 
 
-for _module in (adapt, map_scene, train, styles, vectorize, evaluate, bench, info, models, doctor):
+for _module in (
+    *(adapt, map_scene, train, styles, vectorize, evaluate),
+    *(bench, export, info, models, doctor),
+):
     cli.add_command(_module.command)
 
 

@@ -82,8 +82,15 @@ scenes = _together(
         required=True,
         multiple=True,
         metavar="SCENE",
-        help="Scene to map: any GDAL raster, a pattern like 'images/*.tif', or @list.txt with "
-        "one a line; repeatable.",
+        help="Scene to map: any GDAL raster, a STAC Item (file or address), a pattern like "
+        "'images/*.tif', or @list.txt with one a line; repeatable.",
+    ),
+    click.option(
+        "--asset",
+        multiple=True,
+        metavar="NAME",
+        help="Asset of the Item: the image, or once for each of its bands [default: the one that "
+        "shows red, green and blue].",
     ),
     click.option("--model", metavar="NAME|FILE", help="Model or adapter [default: packaged]."),
     click.option(
@@ -132,6 +139,11 @@ outputs = _together(
     ),
     click.option("--confidence", is_flag=True, help="Also write <dst>_conf.tif."),
     click.option("--probs", is_flag=True, help="Also write <dst>_probs.tif, one band a class."),
+    click.option(
+        "--stac",
+        is_flag=True,
+        help="Also write a STAC Item, <dst>.json; with --out-dir a Collection, too.",
+    ),
     click.option("--aoi", metavar="FILE", help="Polygons of the area to map; nodata outside."),
     click.option(
         "--co",

@@ -7,6 +7,7 @@ from typing import Any
 
 from earthgate_geo.errors import InputError
 from earthgate_geo.jobs.manifest import Manifest
+from earthgate_geo.raster.stac_item import COLLECTION_NAME
 
 
 def scene_paths(sources: Sequence[str], *, out_dir: Path | None) -> tuple[str, ...]:
@@ -15,8 +16,8 @@ def scene_paths(sources: Sequence[str], *, out_dir: Path | None) -> tuple[str, .
     Args:
         sources: Each a file or address, a pattern like ``images/*.tif`` (``**`` for all folders
             below), or ``@`` and a text file of such, one a line; ``#`` begins a comment.
-        out_dir: Folder of maps: those that its manifest names are no scenes, so that a pattern
-            means the same the next time.
+        out_dir: Folder of maps: those that its manifest names, and their Collection, are no
+            scenes, so that a pattern means the same the next time.
 
     Raises:
         InputError: A pattern fits no file, a list cannot be read, or there is no scene.
@@ -25,7 +26,10 @@ def scene_paths(sources: Sequence[str], *, out_dir: Path | None) -> tuple[str, .
     for source in sources:
         for entry in _listed(Path(source[1:])) if source.startswith("@") else [source]:
             found += _fitting(entry) if _is_pattern(entry) else [entry]
-    maps = Manifest(out_dir / "manifest.jsonl").outputs() if out_dir else set()
+    maps = set()
+    if out_dir:
+        maps = {(out_dir / COLLECTION_NAME).resolve()}
+        maps |= Manifest(out_dir / "manifest.jsonl").outputs()
     scenes = tuple(dict.fromkeys(path for path in found if Path(path).resolve() not in maps))
     if not scenes:
         raise InputError(found=f"only maps of {out_dir} as scenes", expected="images to map")

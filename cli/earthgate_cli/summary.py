@@ -288,6 +288,8 @@ def models_lines(document: Document) -> Iterator[str]:
         yield f"unreadable: {sentence}"
     if not document["models"]:
         yield "no models; see 'earthgate doctor'"
+    if "outputs" in document:
+        yield from _written(document)
 
 
 def import_lines(document: Document) -> Iterator[str]:
@@ -300,6 +302,15 @@ def import_lines(document: Document) -> Iterator[str]:
         yield f"left out {parts}"
     yield f"classes {', '.join(document['classes'])}; {_range(document['gsd'])}"
     yield f"tiles of {document['tile_px']} px of {', '.join(document['channels'])}"
+    yield from _written(document)
+
+
+def export_lines(document: Document) -> Iterator[str]:
+    """Say what the file takes and gives, and how it was checked."""
+    side, bands = document["tile_px"], ", ".join(document["bands"])
+    yield f"{document['model']['name']} for {side} x {side} px of {bands}, any number at once"
+    yield f"classes {', '.join(document['classes'])}; best at about {document['gsd']:.2g} m a pixel"
+    yield f"probabilities in ONNX Runtime differ by {document['difference']:.1g} on average"
     yield from _written(document)
 
 

@@ -145,7 +145,7 @@ def _all_mapped(batch: BatchRequest, base: Path, monitor: Monitor, engines: Engi
             f"{batch.out_dir} with the same scenes goes on"
         )
         raise CancelledError(fix=fix) from error
-    return {key: document[key] for key in ("scenes", "manifest")}
+    return {key: document[key] for key in ("scenes", "manifest", "collection") if key in document}
 
 
 def _names(jobs: Sequence[Job]) -> str:

@@ -26,7 +26,7 @@ from earthgate_geo.jobs.prepare import heights_of
 from earthgate_geo.jobs.together import done_together
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
-from earthgate_geo.raster.destination import Destination
+from earthgate_geo.raster.destination import Destination, publish
 from earthgate_geo.raster.read import SceneOptions, open_scene
 from earthgate_geo.request import BatchRequest, MapRequest, check_outputs
 
@@ -34,7 +34,8 @@ _CURRENT = "current"
 """File in the manifest's hidden folder that holds the keys of the scenes that are being mapped."""
 
 _DECISIVE = (
-    *("bands", "nodata", "gsd", "assume_crs", "confidence", "probs", "creation", "vectors"),
+    *("asset", "bands", "nodata", "gsd", "assume_crs", "confidence", "probs", "creation"),
+    "vectors",
     *("runtime", "precision"),
 )
 """What of a request decides its outputs, beside the files that it names."""
@@ -81,8 +82,8 @@ def run_batch(
     Returns:
         The result document of ``earthgate map --out-dir --json``: per scene in ``scenes`` the
         result document of its map, ``src``, ``state`` (done, outside or failed), ``error``
-        where it failed, and ``earlier``, whether an earlier run did that; ``manifest`` and
-        ``seconds``.
+        where it failed, and ``earlier``, whether an earlier run did that; ``manifest``,
+        ``seconds`` and, with ``stac``, ``collection``.
 
     Raises:
         EarthgateError: Nothing can be mapped: the request, the model or the folder is wrong, or
@@ -116,11 +117,28 @@ def run_batch(
                 manifest.append(record)
                 begun.remove(record["key"])
                 found[record["key"]] = record | {"earlier": False}
+        collected = _collected(request, manifest, place.scratch)
     return {
         "scenes": [found.get(s.key) or {**(s.record or {}), "earlier": True} for s in scenes],
         "manifest": str(request.manifest),
         "seconds": {"total": time.perf_counter() - started},
+        **collected,
     }
+
+
+def _collected(request: BatchRequest, manifest: Manifest, scratch: Path) -> Document:
+    """Write the Collection of all Items in the folder; say where it is."""
+    listed = [record.get("outputs", {}).get("stac") for record in manifest.records().values()]
+    items = [request.out_dir / Path(each).name for each in listed if each]
+    there = [item for item in items if item.exists()]
+    if not request.each.stac or not there:
+        return {}
+    from earthgate_geo.stac import write_collection  # noqa: PLC0415 - needs an extra
+
+    built = scratch / request.collection.name
+    write_collection(built, there, name=request.out_dir.resolve().name)
+    publish(built, request.collection)
+    return {"collection": str(request.collection)}
 
 
 class _Begun:
@@ -284,7 +302,8 @@ def _failed(scene: _Scene, error: Exception, monitor: Monitor) -> Document:
 def _key(request: MapRequest, model: LoadedModel) -> str:
     """Return what tells a scene, a model and the options that decide the outputs from others."""
     told = [
-        *(_state(path) for path in (request.src, request.aoi, request.dsm, request.dtm) if path),
+        _state(request.src, request.asset),
+        *(_state(path) for path in (request.aoi, request.dsm, request.dtm) if path),
         {role: path.name for role, path in request.outputs().items()},
         {name: getattr(request, name) for name in _DECISIVE},
         [model.digest, model.adapter_digest],
@@ -296,9 +315,10 @@ def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def _state(path: str) -> tuple[str, str]:
+def _state(path: str, assets: tuple[str, ...] = ()) -> tuple[str, str]:
     """Return what changes with a file and those that belong to it, wherever they are moved."""
-    with suppress(EarthgateError), open_scene(path, SceneOptions(placed=False)) as scene:
+    options = SceneOptions(placed=False, assets=assets)
+    with suppress(EarthgateError), open_scene(path, options) as scene:
         return Path(path).name, scene.digest()
     with suppress(OSError):
         found = Path(path).stat()  # no raster

@@ -110,7 +110,7 @@ def mapped(
     *,
     engines: Engines,
 ) -> Document:
-    """Map with ``model``, then trace the map; return the result document of a map.
+    """Map with ``model``, trace the map and describe it; return the result document of a map.
 
     Args:
         job: The scene.
@@ -121,7 +121,7 @@ def mapped(
         engines: Holds what maps.
 
     Raises:
-        EarthgateError: As ``map_scene`` and ``vectorize``.
+        EarthgateError: As ``map_scene``, ``vectorize`` and ``write_map_item``.
     """
     engine = engines.engine(request, model, job.plan.network, job.device, monitor)
     # What an adaptation maps is not there for the next run: it adapts anew.
@@ -145,6 +145,16 @@ def mapped(
             monitor=monitor,
         )
         document["polygons"] = traced["polygons"]
+    if "stac" in built:
+        from earthgate_geo.stac import write_map_item  # noqa: PLC0415 - needs an extra
+
+        write_map_item(
+            built["stac"],
+            document,
+            scene=job.scene,
+            built=built["map"],
+            collection=request.collection,
+        )
     return document
 
 

@@ -22,6 +22,13 @@ _BLOCK_PX = 1024
 def load_model(source: str | Path | None = None) -> Segmenter:
     """Load a network: images (batch, channel, height, width) in 0..1 to logits.
 
+    >>> import earthgate_geo, torch
+    >>> network = earthgate_geo.load_model()
+    >>> network(torch.rand(1, 3, 64, 64)).shape
+    torch.Size([1, 5, 64, 64])
+    >>> network.config.classes.names
+    ('building', 'road', 'bare ground', 'vegetation', 'water')
+
     Args:
         source: Model or adapter file, the name of a packaged model, or None for the default one.
 

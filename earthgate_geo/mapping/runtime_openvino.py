@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from earthgate_geo import __version__
 from earthgate_geo.errors import InputError, MissingDependencyError, ModelFileError
 from earthgate_geo.mapping.runtime import RuntimeOptions
 from earthgate_geo.model_file import LoadedModel, file_digest
+from earthgate_geo.models.tracing import FixedPositions
 from earthgate_geo.raster.grid import Size
 
 # OpenVINO tells its maker over the network of every import and conversion, unless it finds this
@@ -154,7 +153,7 @@ def _convert(network: nn.Module, shape: tuple[int, ...], *, name: str) -> openvi
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, on every shape that it makes constant
-            with _FixedPositions():
+            with FixedPositions():
                 traced = torch.jit.trace(  # type: ignore[no-untyped-call]
                     network, image, check_trace=False
                 )
@@ -162,27 +161,6 @@ def _convert(network: nn.Module, shape: tuple[int, ...], *, name: str) -> openvi
     except Exception as error:  # the converter and what it traces raise any kind
         reason = " ".join(str(error).split())[:200]
         raise _unfit(f"OpenVINO cannot convert {name} ({reason})") from error
-
-
-class _FixedPositions(TorchFunctionMode):
-    """Makes a constant, for a tracer, of what is resampled bicubically: tables of positions.
-
-    OpenVINO resamples by other rules: logits would differ in the third digit.
-    """
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        _types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call a function of torch."""
-        options = kwargs or {}
-        result = function(*args, **options)
-        if function is functional.interpolate and options.get("mode") == "bicubic":
-            return torch.from_numpy(result.numpy())
-        return result
 
 
 def _check(

@@ -104,7 +104,8 @@ class LinearHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Map feature maps, finest first, to logits (b, classes, h, w) of the finest map."""
         logits = [
-            classify(norm(level.movedim(1, -1))).movedim(-1, 1)
+            # 3 and not -1, which torch's exporter would write into an ONNX file as it is.
+            classify(norm(level.movedim(1, -1))).movedim(3, 1)
             for level, norm, classify in zip(maps, self.norms, self.classify, strict=True)
         ]
         return torch.stack([_resize(x, logits[0]) for x in logits]).sum(dim=0)

@@ -37,7 +37,7 @@ def band_meanings(
         descriptions: Band descriptions, per band.
     """
     meanings = [
-        _described(text) or (None if name in _UNSPECIFIC else name)
+        described_band(text) or (None if name in _UNSPECIFIC else name)
         for name, text in zip(interpretations, descriptions, strict=True)
     ]
     pictures = [index for index, meaning in enumerate(meanings) if meaning != ALPHA]
@@ -47,7 +47,8 @@ def band_meanings(
     return tuple(meanings)
 
 
-def _described(text: str | None) -> str | None:
+def described_band(text: str | None) -> str | None:
+    """Return what a band shows by its description or name; None where that is no known word."""
     word = (text or "").strip().lower()
     word = _SPELLINGS.get(word, word)
     return word if word in _DESCRIBED else None

@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from earthgate_geo.errors import BandError, DataError, EmptySceneError, InputErr
 from earthgate_geo.raster.bands import ALPHA, band_meanings, choose_bands
 from earthgate_geo.raster.georeference import read_grid
 from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
+from earthgate_geo.raster.stac_item import ItemAsset, SourceItem, is_item, read_item
+from earthgate_geo.raster.stack import stacked
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Usual bound of GDAL's block cache."""
@@ -44,6 +47,9 @@ class SceneOptions:
 
     assume_crs: str | None = None
     """CRS of a file that has none, e.g. ``EPSG:32633``."""
+
+    assets: tuple[str, ...] = ()
+    """Which assets of a STAC Item are the image: one, or one for each band."""
 
     placed: bool = True
     """False where the file's place on the Earth does not matter: its grid has no CRS then."""
@@ -91,16 +97,20 @@ class Radiometry:
 
 
 def open_scene(path: str | Path, options: SceneOptions | None = None) -> "Scene":
-    """Open any raster that GDAL reads.
+    """Open any raster that GDAL reads, or the image that a STAC Item describes.
 
     Raises:
         InputError: There is no such file, or an option does not fit it.
-        DataError: The file is not a raster, or one whose pixels cannot be placed or used.
+        DataError: The file is not a raster, or one whose pixels cannot be placed or used, or the
+            Item does not say which of its assets are the image.
+        MissingDependencyError: It is an Item, and pystac is not installed.
     """
+    options = options or SceneOptions()
     with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
-        source = _open(str(path))
+        described = _described(str(path), options.assets)
+        source = _open(str(path)) if described is None else _open_assets(described.images)
         try:
-            return Scene(source, str(path), options or SceneOptions())
+            return Scene(source, str(path), options, described)
         except BaseException:
             source.close()
             raise
@@ -115,11 +125,18 @@ def decimated(size: Size, longest_px: int) -> Size:
 class Scene:
     """A raster to map: its grid, the meaning of its bands, windows of its pixels.
 
-    Made by ``open_scene``. A context manager; pickled as path and options. Not to be read from two
-    threads at once. Memory: the windows asked for, and one decimated read.
+    Made by ``open_scene``; ``described`` is what an Item says of it. A context manager; pickled as
+    path and options. Not to be read from two threads at once. Memory: the windows asked for, and
+    one decimated read.
     """
 
-    def __init__(self, source: DatasetReader, path: str, options: SceneOptions) -> None:
+    def __init__(
+        self,
+        source: DatasetReader,
+        path: str,
+        options: SceneOptions,
+        described: "_Described | None" = None,
+    ) -> None:
         self.path = path
         self.name = Path(path).stem
         self.grid = (
@@ -133,6 +150,12 @@ class Scene:
         self.tags: Mapping[str, str] = source.tags()
         interpretations = [c.name for c in source.colorinterp]
         self.meanings = band_meanings(interpretations, source.descriptions)
+        self.item = None if described is None else described.item
+        """The STAC Item that it comes from."""
+        if described is not None:
+            self.meanings = _named_by(described, self.meanings)
+        self.files: tuple[str, ...] = tuple(source.files)
+        """The files that GDAL reads."""
         self.scaling = (float(source.scales[0]), float(source.offsets[0]))
         """Scale and offset by which the first band's numbers become quantities; not applied."""
 
@@ -279,8 +302,8 @@ class Scene:
         content.
         """
         facts: list[object] = [self.grid.size, tuple(self.grid.transform), self.grid.crs.to_wkt()]
-        facts += [self.count, self.dtype, self._options]
-        for path in sorted(self._source.files):
+        facts += [self.count, self.dtype, self.meanings, self._options]
+        for path in sorted(self.files):
             if Path(path).exists():
                 stat = Path(path).stat()
                 facts += [Path(path).name, stat.st_size, stat.st_mtime_ns]
@@ -351,6 +374,53 @@ class Scene:
             expected="pixels that are neither nodata, masked, transparent nor NaN",
             fix="Check its nodata value with gdalinfo; --nodata gives another",
         )
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What an Item says of a scene."""
+
+    item: SourceItem
+    images: tuple[ItemAsset, ...]
+
+
+def _described(path: str, assets: tuple[str, ...]) -> _Described | None:
+    if is_item(path):
+        item = read_item(path)
+        return _Described(item, item.images(assets))
+    if assets:
+        raise InputError(
+            found=f"--asset {assets[0]} for {path}",
+            expected="a STAC Item, whose name ends in .json",
+        )
+    return None
+
+
+def _open_assets(images: Sequence[ItemAsset]) -> DatasetReader:
+    if len(images) == 1:
+        return _open(images[0].href)
+    with ExitStack() as stack:
+        parts = {each.name: stack.enter_context(_open(each.href)) for each in images}
+        return _open(stacked(parts))
+
+
+def _named_by(described: _Described, found: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Return what the bands show: what the Item says of any of them, else what the file does."""
+    images = described.images
+    if len(images) > 1:
+        named = tuple(each.meanings[0] if each.meanings else None for each in images)
+    else:
+        named = images[0].meanings
+    if not any(named):
+        return found
+    if len(named) > len(found):
+        raise DataError(
+            found=f"{described.item.href} lists {len(named)} bands of the asset {images[0].name}, "
+            f"whose file has {len(found)}",
+            expected="as many",
+            fix=f"Give the file itself and --bands: --src {images[0].href}",
+        )
+    return (*named, *(name if name == ALPHA else None for name in found[len(named) :]))
 
 
 def _open(path: str) -> DatasetReader:

@@ -135,7 +135,7 @@ class FrequencyPath(nn.Module):
                 found=f"{narrow.shape[1]} patch tokens",
                 expected=f"{rows} x {cols}, the grid of the last image that the backbone was given",
             )
-        mixed = self._mix(narrow.reshape(len(narrow), rows, cols, -1)).flatten(1, 2)
+        mixed = self._mix(narrow.reshape(-1, rows, cols, narrow.shape[-1])).flatten(1, 2)
         # Zeros for the prefix: nothing is added there. A sum keeps the memory layout, on which the
         # bits of later convolutions depend.
         return output + self._widen(functional.pad(mixed, (0, 0, self._prefix_tokens, 0)))
@@ -182,14 +182,14 @@ def low_band_by_products(patches: Tensor, half: int) -> Tensor:
         patches: Float32 (batch, row, col, dim).
         half: The ``c`` above.
     """
-    batch, rows, cols, dim = map(int, patches.shape)
+    rows, cols, dim = map(int, patches.shape[1:])
     # In numpy: a tracer takes what comes out for a constant, and none of the steps.
     real, imaginary = _projection(cols, half)
     across = torch.from_numpy(np.concatenate([real, imaginary])).to(patches)
     real, imaginary = _projection(rows, half)
     down = torch.from_numpy(np.stack([real, -imaginary], axis=2)).to(patches)
-    along = (across @ patches).reshape(batch, 2 * rows, cols * dim)
-    return (down.reshape(rows, 2 * rows) @ along).reshape(batch, rows, cols, dim)
+    along = (across @ patches).reshape(-1, 2 * rows, cols * dim)
+    return (down.reshape(rows, 2 * rows) @ along).reshape(-1, rows, cols, dim)
 
 
 def _projection(count: int, half: int) -> NDArray[np.float32]:

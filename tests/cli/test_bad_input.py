@@ -396,8 +396,8 @@ def test_options_that_do_not_go_together(refused) -> None:
     only = ["adapt", "--src", "scene.tif", *MODEL]
 
     assert refused(*only, "--vector", "map.gpkg") == (
-        "--vector, --confidence or --probs without --dst; expected a map that they are made "
-        "from. Add --dst map.tif."
+        "--vector, --confidence, --probs or --stac without --dst; expected a map that they "
+        "are made from. Add --dst map.tif."
     )
     assert refused(*only, "--minutes", "1", "--steps", "2") == (
         "--minutes and --steps together; expected one of them. Give --steps to repeat a run "

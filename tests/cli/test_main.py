@@ -12,7 +12,7 @@ from earthgate_geo import __version__
 from earthgate_geo.errors import InputError
 
 COMMANDS = [
-    *("adapt", "bench", "doctor", "evaluate", "info", "map", "models", "styles", "train"),
+    *("adapt", "bench", "doctor", "evaluate", "export", "info", "map", "models", "styles", "train"),
     "vectorize",
 ]
 CALLS = [

@@ -86,10 +86,11 @@ def test_what_is_no_size_is_refused(text) -> None:
 @pytest.mark.parametrize("command", ["adapt", "map"])
 def test_the_options_are_the_ones_that_do_something(command) -> None:
     common = (
-        "--src --model --bands --nodata --gsd --assume-crs --dsm --dtm --device --dst --vector "
-        "--confidence --probs --aoi --co --out-dir --name --vector-format --min-area "
-        "--simplify --cut-at-tiles --memory --resume --runtime --precision --engine --scheduler "
-        "--workers --overwrite --dry-run --progress --json --quiet --verbose --watch-stdin"
+        "--src --asset --model --bands --nodata --gsd --assume-crs --dsm --dtm --device --dst "
+        "--vector --confidence --probs --stac --aoi --co --out-dir --name --vector-format "
+        "--min-area --simplify --cut-at-tiles --memory --resume --runtime --precision --engine "
+        "--scheduler --workers --overwrite --dry-run --progress --json --quiet --verbose "
+        "--watch-stdin"
     )
     own = (
         "--report --out --labels --label-field --label-class --label-map --minutes --steps --seed "

@@ -10,13 +10,25 @@ from earthgate_cli import options, output, summary
 
 
 @click.group("models", invoke_without_command=True)
+@click.option(
+    "--stac", type=options.FilePath, metavar="DIR", help="Write a STAC Item of each there, too."
+)
+@options.overwrite
 @options.speech
 @click.pass_context
-def command(context: click.Context, *, speech: output.Speech) -> None:
+def command(
+    context: click.Context, *, stac: Path | None, overwrite: bool, speech: output.Speech
+) -> None:
     """List the models at hand: packaged, and in the folder EARTHGATE_MODELS."""
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        return
+    folder = options.model_folder()
+    if stac is None:
+        speech.run(lambda _: earthgate_geo.list_models(folder), summary.models_lines)
+    else:
         speech.run(
-            lambda _: earthgate_geo.list_models(options.model_folder()), summary.models_lines
+            lambda _: earthgate_geo.catalogue_models(stac, folder, overwrite=overwrite),
+            summary.models_lines,
         )
 
 
