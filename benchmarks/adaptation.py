@@ -249,7 +249,6 @@ def write_page(work: Path) -> None:
     rows = [(kind, *_row([r for t, r in found.items() if t.kind == kind])) for kind in kinds]
     write(PAGE, "summary", table(head, [*rows, ("**all**", *_row(list(found.values())))]))
     write(PAGE, "labels", _labels(found))
-    write(PAGE, "policies", _policies(work))
     write(PAGE, "guard", _guard([run for runs in found.values() for run in runs["adapt"]]))
     head = ("target", "source", "aligned", "trained, raw", "kept", "ten polygons", "oracle", "s")
     lines = [(target.name, *_line(runs)) for target, runs in found.items() if runs["source"]]
@@ -330,29 +329,6 @@ def _labels(found: dict[Target, dict[str, list[Document]]]) -> str:
         )
     head = ("targets", "runs", "source", "aligned", "ten polygons", "oracle", "gap closed")
     return table((*head, "better than aligned", "kept"), lines)
-
-
-def _policies(work: Path) -> str:
-    """Compare policies on the targets that all of them were run on."""
-    runs: dict[str, dict[str, Document]] = {}
-    for path in sorted(work.glob("*.labels*.s*.json")):
-        name, way, seed, _ = path.name.rsplit(".", 3)
-        policy = way.partition("-")[2] or Policy.GATE.value
-        runs.setdefault(policy, {})[f"{name}.{seed}"] = json.loads(path.read_text("utf-8"))
-    shared = set.intersection(*(set(found) for found in runs.values())) if runs else set()
-    lines = [
-        (
-            policy,
-            str(len(shared)),
-            f"{statistics.mean(found[each]['score']['miou'] for each in shared):.1f}",
-            f"{statistics.mean(found[each]['trained'] for each in shared) / 1e3:.0f}",
-            f"{statistics.mean(found[each]['adapting'] for each in shared):.0f}",
-        )
-        for policy, found in runs.items()
-        if shared
-    ]
-    head = ("policy", "runs", "trained, raw", "parameters, thousands", "s")
-    return table(head, lines)
 
 
 def _guard(runs: list[Document]) -> str:
