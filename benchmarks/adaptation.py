@@ -248,6 +248,7 @@ def write_page(work: Path) -> None:
     kinds = dict.fromkeys(target.kind for target in found)
     rows = [(kind, *_row([r for t, r in found.items() if t.kind == kind])) for kind in kinds]
     write(PAGE, "summary", table(head, [*rows, ("**all**", *_row(list(found.values())))]))
+    write(PAGE, "labels", _labels(found))
     write(PAGE, "guard", _guard([run for runs in found.values() for run in runs["adapt"]]))
     head = ("target", "source", "aligned", "trained, raw", "kept", "ten polygons", "oracle", "s")
     lines = [(target.name, *_line(runs)) for target, runs in found.items() if runs["source"]]
@@ -263,6 +264,8 @@ def _runs(work: Path, target: Target) -> dict[str, list[Document]]:
         ]
         for way in WAYS
     }
+    for each in runs["labels"]:
+        each["shipped"] = each["score"] if each["kept"] else each["aligned"]
     for each in runs["adapt"]:
         each["gain"] = each["score"]["miou"] - each["aligned"]["miou"]
     return runs
@@ -291,6 +294,41 @@ def _row(found: list[dict[str, list[Document]]]) -> tuple[str, ...]:
         f"{statistics.mean(harms):.2f}",
         f"{min(harms):.1f}",
     )
+
+
+def _labels(found: dict[Target, dict[str, list[Document]]]) -> str:
+    """Tell what ten polygons are worth after the guard."""
+    needed = ("source", "oracle", "aligned", "labels")
+    lines = []
+    for kind in (*dict.fromkeys(target.kind for target in found), "**all**"):
+        whole = [
+            runs
+            for target, runs in found.items()
+            if kind in (target.kind, "**all**") and all(runs[way] for way in needed)
+        ]
+        if not whole:
+            continue
+        shipped = [
+            statistics.mean(each["shipped"]["miou"] for each in runs["labels"]) for runs in whole
+        ]
+        source, aligned, oracle = (
+            [_miou(runs[way]) for runs in whole] for way in ("source", "aligned", "oracle")
+        )
+        means = [statistics.mean(each) for each in (source, aligned, shipped, oracle)]
+        better = sum(a > b for a, b in zip(shipped, aligned, strict=True))
+        kept = [each["kept"] for runs in whole for each in runs["labels"]]
+        lines.append(
+            (
+                kind,
+                str(len(kept)),
+                *(f"{value:.1f}" for value in means),
+                f"{(means[2] - means[0]) / (means[3] - means[0]):.0%}",
+                f"{better} of {len(whole)}",
+                f"{sum(kept)}",
+            )
+        )
+    head = ("targets", "runs", "source", "aligned", "ten polygons", "oracle", "gap closed")
+    return table((*head, "better than aligned", "kept"), lines)
 
 
 def _guard(runs: list[Document]) -> str:

@@ -344,8 +344,8 @@ def test_the_sentences_name_the_decision_and_its_evidence() -> None:
         "their pixels; with the source model it was 83.0%."
     )
     assert decision_sentence("adapted", HELD_BACK) == (
-        "Adapted: labels kept out of training have a mean probability of 55.3%; by the source model "
-        "it was 41.0%."
+        "Adapted: labels kept out of training have a mean probability of 55.3%; by the source "
+        "model it was 41.0%."
     )
     assert decision_sentence("adapted", LABELLED) == (
         "Adapted: labels, all of which trained, have a mean probability of 55.3%; by the source "

@@ -9,7 +9,7 @@ from rich.text import Text
 
 Document = Mapping[str, Any]
 
-_KINDS = ("spatial", "semantic", "frequency", "rein")
+_KINDS = ("spatial", "semantic", "frequency", "rein", "image", "height", "fusion")
 """Columns of the gate, in the order of ``toolbox.base.Kind``, which would load torch."""
 
 
@@ -19,6 +19,8 @@ def plan_lines(document: Document) -> Iterator[str]:
     yield f"scene    {document['scene']}: {_grid(grid)}"
     classes = ", ".join(entry["name"] for entry in document["classes"])
     yield f"model    {document['model']['name']}: {classes}"
+    if "heights" in document:
+        yield f"heights  {document['heights']['covered']:.0%} of the scene"
     if document["tiles"]:
         yield f"tiles    {_tiles(document)}"
     yield f"memory   about {document['memory_mb']} MB"
@@ -282,7 +284,8 @@ def models_lines(document: Document) -> Iterator[str]:
     for entry in document["models"]:
         classes = ", ".join(entry["classes"])
         low, high = entry["gsd"]
-        yield f"{entry['name']}  {classes}  {low:g} to {high:g} m  {entry['licence']}"
+        heights = "  with heights" if entry["heights"] else ""
+        yield f"{entry['name']}  {classes}  {low:g} to {high:g} m{heights}  {entry['licence']}"
         yield f"  {entry['file']}  sha256 {entry['digest'][:12]}"
     for sentence in document["unreadable"]:
         yield f"unreadable: {sentence}"

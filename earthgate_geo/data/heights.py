@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj import CRS
 from rasterio.enums import Resampling
 from rasterio.fill import fillnodata
 from rasterio.warp import reproject
@@ -46,8 +47,9 @@ _MARGIN_PX = 2
 _TOLERANCE = 0.01
 """In pixels of the surface model."""
 
-_SHRINKS = 1.5
-"""Pixels of the surface model across one of the scene, from which on they are averaged."""
+_SHRINKS = 1.7
+"""Pixels of the surface model across one of the scene, from which on they are averaged. No usual
+ratio, such as 1.5 or 2, that rounding would put on one side or the other."""
 
 _FLAT = 1e-5
 """Span of heights, as a share of the largest, that is rounding."""
@@ -72,7 +74,8 @@ class HeightLayer:
         dtm: Heights of the ground, to be subtracted.
 
     Raises:
-        DataError: There is no way from a file's CRS to the scene's.
+        DataError: There is no way from a file's CRS to the scene's, or the files' vertical CRS
+            say different units.
         HeightsElsewhereError: A file does not meet the scene.
     """
 
@@ -88,6 +91,7 @@ class HeightLayer:
                     expected="heights of the same ground",
                     fix="Check the CRS of both with gdalinfo, or leave the heights out",
                 )
+        _check_units(self._rasters)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_coarse": None}
@@ -206,6 +210,24 @@ def open_heights(
         layer = HeightLayer(rasters[0], grid, dtm=rasters[1] if dtm else None)
         stack.pop_all()
     return layer
+
+
+def _check_units(rasters: Sequence[Scene]) -> None:
+    said = [(raster.path, *unit) for raster in rasters if (unit := _unit(raster))]
+    lengths = [length_m for *_, length_m in said]
+    if said and max(lengths) > 1.001 * min(lengths):  # the two feet are one
+        raise DataError(
+            found=" and ".join(f"{path} in {name}" for path, name, _ in said),
+            expected="heights and the ground's in one unit",
+            fix="Convert one of them with gdal_calc.py, and its vertical CRS with gdal_edit.py",
+        )
+
+
+def _unit(raster: Scene) -> tuple[str, float] | None:
+    """Return name and metres of the unit of heights of a compound or three-dimensional CRS."""
+    axes = CRS.from_wkt(raster.grid.crs.to_wkt()).axis_info
+    up = [(axis.unit_name, axis.unit_conversion_factor) for axis in axes if axis.direction == "up"]
+    return up[0] if up else None
 
 
 def height_radiometry(heights: NDArray[np.float32]) -> Radiometry | None:

@@ -40,8 +40,8 @@ def list_models(model_folder: Path | None = None) -> Document:
     """List the packaged models and those in a folder, adapters left out.
 
     Returns:
-        ``models``, each with ``name``, ``file``, ``classes``, ``bands``, ``gsd``, ``licence``
-        and ``digest``; ``unreadable``, one sentence per file that is no model.
+        ``models``, each with ``name``, ``file``, ``classes``, ``bands``, ``heights``, ``gsd``,
+        ``licence`` and ``digest``; ``unreadable``, one sentence per file that is no model.
     """
     models, unreadable = [], []
     for path in model_file.list_models(_folders(model_folder)):
@@ -70,6 +70,7 @@ def _entry(path: Path, header: Mapping[str, Any]) -> Document:
         "file": str(path),
         "classes": [entry["name"] for entry in config["classes"]],
         "bands": config["bands"],
+        "heights": config.get("heights", False),
         "gsd": [config["gsd_min_m"], config["gsd_max_m"]],
         "licence": str(card.get("licence", "not stated")),
         "digest": model_file.file_digest(path),

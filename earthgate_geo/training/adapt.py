@@ -252,7 +252,7 @@ def _guard_tiles(
     windows += tiles.scattered_windows(options.guard_tiles // (2 if windows else 1))
     batch = tiles.read(windows, held_back=True)
     names = run_.model.config.classes.names
-    labels = run_.known(batch) if tiles.labelled else None
+    labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
     watched = list(zip(batch.images, batch.valid, strict=True))
 
     def seen() -> Evidence:
@@ -355,10 +355,6 @@ class _Run:
             yield
         finally:
             self._restore(aligned)
-
-    def known(self, batch: TileBatch) -> KnownLabels:
-        """Return the labels of a batch, to judge a model by."""
-        return KnownLabels(list(batch.labels), self.named_values, self.shares.tolist())
 
     @torch.no_grad()
     def _looked_at(self, batch: TileBatch) -> Tensor:

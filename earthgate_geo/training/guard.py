@@ -48,9 +48,6 @@ class KnownLabels:
     named: Collection[int]
     """Values of the classes that the labels name."""
 
-    shares: Sequence[float] | None = None
-    """Share of every class in the scene; that among the labels, if absent."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:

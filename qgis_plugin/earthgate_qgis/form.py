@@ -1,4 +1,4 @@
-"""The form of the panel: image, bands, model, labels, time and folder."""
+"""The form of the panel: image, bands, model, heights, labels, time and folder."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ class SceneForm(QWidget):
         self.model = QComboBox()
         self.model.setToolTip("Model to start from")
         self.model_facts = note()
-        self.labels = QgsMapLayerComboBox()
-        self.labels.setFilters(QgsMapLayerProxyModel.Filter.PolygonLayer)
-        self.labels.setAllowEmptyLayer(True, "none (optional)")
-        self.labels.setToolTip(
-            "Optional polygons of known classes; a few are enough, and edits need not be saved"
+        self.heights = _optional(
+            QgsMapLayerProxyModel.Filter.RasterLayer,
+            "Optional surface model; any reference system, pixel size and unit",
+        )
+        self.labels = _optional(
+            QgsMapLayerProxyModel.Filter.PolygonLayer,
+            "Optional polygons of known classes; a few are enough, and edits need not be saved",
         )
         self.new_labels = QToolButton()
         self.new_labels.setText("New")
@@ -85,16 +87,18 @@ class SceneForm(QWidget):
         form.addRow("Bands", self.bands)
         form.addRow("&Model", self.model)
         form.addRow("", self.model_facts)
+        form.addRow("&Heights", self.heights)
         form.addRow(_buddy("&Labels", self.labels), in_row(self.labels, self.new_labels))
         form.addRow("Class &field", self.label_field)
         form.addRow(_buddy("&Time", self.minutes), in_row(self.minutes, self._minutes_shown))
         form.addRow("&Save to", self.folder)
-        for combo in (self.scene, self.model, self.labels, self.label_field):
+        for combo in (self.scene, self.model, self.heights, self.labels, self.label_field):
             _shrinkable(combo)
 
     def _connect(self) -> None:
         self.scene.layerChanged.connect(self._show_scene)
         self.model.currentIndexChanged.connect(self._show_model)
+        self.heights.layerChanged.connect(lambda *_: self.changed.emit())
         self.labels.layerChanged.connect(self._show_labels)
         self.minutes.valueChanged.connect(self._show_minutes)
         self.minutes.setValue(_MINUTES)
@@ -106,6 +110,7 @@ class SceneForm(QWidget):
             signal.connect(lambda *_: self.changed.emit())
         QgsProject.instance().layersAdded.connect(self.hide_results)
         self.hide_results()
+        self.heights.setLayer(None)
         self.labels.setLayer(None)
         self._show_scene()
         self._show_labels()
@@ -115,6 +120,7 @@ class SceneForm(QWidget):
         every = QgsProject.instance().mapLayers().values()
         results = [layer for layer in every if layers.is_result(layer)]
         self.scene.setExceptedLayerList(results)
+        self.heights.setExceptedLayerList(results)
         self.labels.setExceptedLayerList(results)
 
     def follow(self, layer: QgsMapLayer | None) -> None:
@@ -149,8 +155,9 @@ class SceneForm(QWidget):
         if layer is None:
             return "Add a raster layer to map."
         try:
-            layers.file_of(layer)
-            layers.crs_to_assume(layer)
+            for each in self._rasters():
+                layers.file_of(each)
+            layers.crs_to_assume(self._rasters())
         except layers.LayerError as error:
             return str(error)
         if not self._model():
@@ -167,15 +174,21 @@ class SceneForm(QWidget):
         Raises:
             LayerError: It has one, perhaps since it was asked.
         """
-        scene = self.scene.currentLayer()
+        scene, *heights = map(layers.file_of, self._rasters())
         return Job(
-            scene=layers.file_of(scene),
+            scene=scene,
+            heights="".join(heights),
             folder=self.folder.filePath(),
             model=self._model()["file"],
             bands=self.bands.text(),
             minutes=self.minutes.value(),
-            crs=layers.crs_to_assume(scene),
+            crs=layers.crs_to_assume(self._rasters()),
         )
+
+    def _rasters(self) -> list[QgsRasterLayer]:
+        """Return the scene, and its heights if there are any."""
+        chosen = (self.scene.currentLayer(), self.heights.currentLayer())
+        return [layer for layer in chosen if layer is not None]
 
     def _show_scene(self, *_: Any) -> None:
         layer = self.scene.currentLayer()
@@ -291,6 +304,15 @@ def in_row(wide: QWidget, narrow: QWidget) -> QHBoxLayout:
     row.addWidget(wide, 1)
     row.addWidget(narrow)
     return row
+
+
+def _optional(kind: Any, told: str) -> QgsMapLayerComboBox:
+    """Return a choice of a layer of a kind, or of none."""
+    choice = QgsMapLayerComboBox()
+    choice.setFilters(kind)
+    choice.setAllowEmptyLayer(True, "none (optional)")
+    choice.setToolTip(told)
+    return choice
 
 
 def _buddy(text: str, widget: QWidget) -> QLabel:

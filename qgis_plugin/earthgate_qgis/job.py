@@ -19,6 +19,9 @@ class Job:
     scene: str
     """Path of the image."""
 
+    heights: str
+    """Path of the surface model; empty without one."""
+
     folder: str
     """Where the results go; empty for the image's own folder."""
 
@@ -32,7 +35,7 @@ class Job:
     """Longest time to adapt."""
 
     crs: str
-    """Reference system of an image that names none; empty otherwise."""
+    """Reference system of an image, or heights, that name none; empty otherwise."""
 
     @property
     def name(self) -> str:
@@ -78,6 +81,7 @@ class Job:
         line += ["--report", outputs["report"], "--model", self.model, "--bands", self.bands]
         line += ["--minutes", str(self.minutes)]
         line += ["--assume-crs", self.crs] if self.crs else []
+        line += ["--dsm", self.heights] if self.heights else []
         if labels:
             line += ["--labels", labels, "--label-field", field]
         return [*line, "--overwrite"] if overwrite else line

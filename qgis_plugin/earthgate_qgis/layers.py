@@ -69,12 +69,22 @@ def file_of(layer: QgsMapLayer) -> str:
     return path
 
 
-def crs_to_assume(layer: QgsRasterLayer) -> str:
-    """Return the reference system that the user gave a layer whose file names none, else nothing.
+def crs_to_assume(layers: Iterable[QgsRasterLayer]) -> str:
+    """Return the reference system that the user gave layers whose files name none, else nothing.
 
     Raises:
-        LayerError: Neither says one.
+        LayerError: Neither says one, or they are different, and the engine takes one.
     """
+    found = {crs for crs in map(_given_crs, layers) if crs}
+    if len(found) > 1:
+        raise LayerError(
+            "The files of the scene and its heights name no reference system, and in the project "
+            "theirs differ; save one of them as a GeoTIFF first."
+        )
+    return next(iter(found), "")
+
+
+def _given_crs(layer: QgsRasterLayer) -> str:
     crs = _crs(layer)
     if layer.dataProvider().crs().isValid():
         return ""

@@ -6,7 +6,7 @@ import geopandas
 import pytest
 import rasterio
 from networks import small_segmenter
-from rasters import write_raster
+from rasters import RasterSpec, write_raster
 from workplace import files
 
 from earthgate_cli.main import main
@@ -362,10 +362,40 @@ def test_models_lists_the_model_folder_without_adapters(place, capsys) -> None:
     lines = printed(capsys, "models").splitlines()
 
     entry = document["models"][-1]
-    assert set(entry) == {"name", "file", "classes", "bands", "gsd", "licence", "digest"}
+    facts = {"name", "file", "classes", "bands", "heights", "gsd", "licence", "digest"}
+    assert set(entry) == facts
     assert (entry["name"], entry["licence"], entry["gsd"]) == ("closed", "CC0", [0.1, 0.6])
     assert len(document["unreadable"]) == 1
     assert lines[-1].startswith(f"unreadable: {place / 'models' / 'broken.safetensors'} cannot be")
+
+
+def test_a_model_that_takes_heights_says_so(place, capsys) -> None:
+    Path("models").mkdir()
+    save_model(Path("models/hilly.safetensors"), small_segmenter().with_heights(), card={})
+
+    lines = printed(capsys, "models").splitlines()
+
+    assert "0.1 to 0.6 m  with heights  not stated" in lines[-2]
+    assert sum("with heights" in line for line in lines) == 1
+    assert json.loads(printed(capsys, "info", "hilly", "--json"))["heights"] is True
+    assert json.loads(printed(capsys, "info", "open.safetensors", "--json"))["heights"] is False
+
+
+def test_info_shows_a_gate_of_image_heights_and_fusion(place, capsys) -> None:
+    write_raster(Path("dsm.tif"), RasterSpec(bands=1, rows=192, cols=192))
+    printed(capsys, *OPEN, "--dsm", "dsm.tif")
+
+    lines = printed(capsys, "info", "scene.adapter.safetensors").splitlines()
+
+    assert lines[lines.index("") + 1] == "layer      image      height      fusion"
+
+
+def test_a_plan_tells_the_share_of_the_scene_with_heights(place, capsys) -> None:
+    write_raster(Path("dsm.tif"), RasterSpec(bands=1, rows=192, cols=96))
+
+    lines = printed(capsys, *OPEN, "--dsm", "dsm.tif", "--dry-run").splitlines()
+
+    assert "heights  50% of the scene" in lines
 
 
 def test_a_model_of_the_model_folder_has_a_name(place, capsys) -> None:

@@ -336,6 +336,24 @@ def test_a_terrain_model_elsewhere_is_refused(scene) -> None:
         )
 
 
+def test_heights_in_feet_are_not_less_a_ground_in_metres(scene) -> None:
+    folder, grid = scene.parent, open_scene(scene).grid
+    write_raster(folder / "feet.tif", RasterSpec(crs=f"{UTM}+6360"), values=hills() * 3.28)
+    write_raster(folder / "metres.tif", RasterSpec(crs=f"{UTM}+5703"), values=hills())
+    write_raster(folder / "unsaid.tif", values=hills())
+    feet, metres, unsaid = (str(folder / f"{name}.tif") for name in ("feet", "metres", "unsaid"))
+
+    with pytest.raises(DataError) as caught:
+        open_heights(feet, grid, dtm=metres)
+
+    assert str(caught.value) == (
+        f"{feet} in US survey foot and {metres} in metre; expected heights and the ground's in one "
+        "unit. Convert one of them with gdal_calc.py, and its vertical CRS with gdal_edit.py."
+    )
+    assert open_heights(feet, grid, dtm=unsaid).read(ALL).valid.all()
+    assert open_heights(feet, grid, dtm=feet).read(ALL).values.max() == 0
+
+
 def test_heights_without_a_single_number_in_the_scene_are_refused(scene) -> None:
     layer = layer_of(scene, np.full((1, ROWS, COLS), -9999, np.float32))
 

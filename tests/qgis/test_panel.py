@@ -611,6 +611,39 @@ def test_labels_go_to_the_engine_with_their_unsaved_edits(dock, project):
     assert not Path(words[words.index("--labels") + 1]).exists()
 
 
+@pytest.fixture
+def surface(project, outputs, tmp_path):
+    path = tmp_path / "surface.tif"
+    gdal.Translate(str(path), str(outputs.scene), bandList=[1], outputSRS="EPSG:3857")
+    layer = QgsRasterLayer(str(path), "surface")
+    project.addMapLayer(layer)
+    return layer
+
+
+def test_heights_go_to_the_engine_where_they_are_chosen(dock, surface, monkeypatch):
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
+    seen = []
+
+    for layer in (None, surface):
+        dock.form.heights.setLayer(layer)
+        dock.start.click()
+        seen.append(dock.task.arguments)
+        wait_for(lambda: dock.task is None)
+
+    assert "--dsm" not in seen[0]
+    assert dict(pairwise(seen[1]))["--dsm"] == surface.source()
+
+
+def test_heights_that_are_no_file_are_refused(dock, project):
+    tiles = QgsRasterLayer("type=xyz&url=http://localhost/{z}/{x}/{y}.png", "tiles", "wms")
+    project.addMapLayer(tiles)
+
+    dock.form.heights.setLayer(tiles)
+
+    assert not dock.start.isEnabled()
+    assert dock.problem.text().startswith("tiles is no file on this machine;")
+
+
 def test_the_button_offers_to_improve_a_map_with_labels(dock, project):
     before = dock.start.text()
     run(dock)
@@ -750,14 +783,14 @@ def test_a_layer_without_a_file_is_refused_with_advice(dock, project):
     )
 
 
-def test_results_are_offered_neither_as_scene_nor_as_labels(dock):
+def test_results_are_offered_neither_as_scene_nor_beside_it(dock):
     run(dock)
 
     offered = [
         [combo.layer(index).name() for index in range(combo.count()) if combo.layer(index)]
-        for combo in (dock.form.scene, dock.form.labels)
+        for combo in (dock.form.scene, dock.form.heights, dock.form.labels)
     ]
-    assert offered == [["town"], []]
+    assert offered == [["town"], ["town"], []]
 
 
 def test_a_missing_engine_is_said_with_the_way_to_the_settings(scene, monkeypatch):
@@ -813,8 +846,8 @@ def test_bands_that_nothing_names_must_be_chosen(dock, project, tmp_path):
 
 def test_the_tabulator_goes_from_top_to_bottom(dock):
     form = dock.form
-    stops = [form.scene, *form.bands.choices.values(), form.model, form.labels, form.new_labels]
-    stops += [form.label_field, form.minutes]
+    stops = [form.scene, *form.bands.choices.values(), form.model, form.heights]
+    stops += [form.labels, form.new_labels, form.label_field, form.minutes]
 
     chain, widget = [], form.scene
     for _ in range(60):

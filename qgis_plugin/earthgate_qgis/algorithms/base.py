@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -311,7 +311,7 @@ class SceneAlgorithm(EngineAlgorithm):
         for option, value in (
             ("--model", self.parameterAsString(parameters, "MODEL", context)),
             ("--bands", self.parameterAsString(parameters, "BANDS", context)),
-            ("--assume-crs", _crs_to_assume([scene, *heights.values()])),
+            ("--assume-crs", crs_to_assume([scene, *heights.values()])),
             ("--vector", self.parameterAsOutputLayer(parameters, "VECTORS", context)),
         ):
             found += [option, value.strip()] if value.strip() else []
@@ -334,18 +334,3 @@ class SceneAlgorithm(EngineAlgorithm):
         written = document["outputs"]
         names = {"OUTPUT": "map", "VECTORS": "vector", "CONFIDENCE": "confidence"}
         return {name: written[role] for name, role in names.items() if role in written}
-
-
-def _crs_to_assume(layers: Sequence[QgsRasterLayer]) -> str:
-    """Return the reference system of those layers whose files name none, if there are any.
-
-    Raises:
-        LayerError: They have different ones, and the engine takes one.
-    """
-    found = {crs for crs in map(crs_to_assume, layers) if crs}
-    if len(found) > 1:
-        raise LayerError(
-            "The files of the scene and its heights name no reference system, and in the project "
-            "theirs differ; save one of them as a GeoTIFF first."
-        )
-    return next(iter(found), "")
