@@ -23,8 +23,8 @@ _COUNTED_PX = 96
 _BANDS = 3
 """Channels of an image before its heights."""
 
-_HEIGHTS_LOST = 0.1
-"""Share of the varied crops that lose their heights: a model must do without where none are."""
+HEIGHTS_LOST = 0.1
+"""Share of varied tiles that lose their heights: a model must do without where none are."""
 
 _BRIGHTNESS = 32 / 255
 _FACTORS = (0.5, 1.5)
@@ -58,7 +58,7 @@ def random_crop(item: Item, crop_px: int, rng: np.random.Generator) -> Item:
     if rng.random() < 0.5:
         crop = {name: values.flip(-1) for name, values in crop.items()}
     bands, heights = crop["image"][:_BANDS], crop["image"][_BANDS:]
-    if len(heights) and rng.random() < _HEIGHTS_LOST:
+    if len(heights) and rng.random() < HEIGHTS_LOST:
         heights = torch.full_like(heights, NO_HEIGHT)
     return _padded(crop | {"image": torch.cat([_recolored(bands, rng), heights])}, crop_px)
 

@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earthgate_geo.data.augment import HEIGHTS_LOST
 from earthgate_geo.data.replay import Replay
 from earthgate_geo.metrics import UNKNOWN
 from earthgate_geo.models.view import View
 from earthgate_geo.raster.bands import NO_HEIGHT
 from earthgate_geo.training.radiometry import vary_radiometry
-
-_FORGOTTEN = 0.1
-"""Share of the tiles that lose their heights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +196,7 @@ def forget_heights(images: Tensor, rng: np.random.Generator, *, bands: int) -> T
     """
     if images.shape[1] == bands:
         return images
-    forgotten = torch.from_numpy(rng.random(len(images)) < _FORGOTTEN)
+    forgotten = torch.from_numpy(rng.random(len(images)) < HEIGHTS_LOST)
     images = images.clone()
     images[forgotten, bands:] = NO_HEIGHT
     return images

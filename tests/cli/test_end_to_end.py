@@ -82,6 +82,7 @@ def _warped(source, target, crs, resolution):
         )
 
 
+@pytest.mark.slow
 def test_the_packaged_model_adapts_to_a_scene_with_heights_of_another_grid(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _cut(SAMPLES / "town_rgb.tif", tmp_path / "town.tif", 360)

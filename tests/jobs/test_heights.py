@@ -296,6 +296,7 @@ def test_a_plan_of_an_adaptation_with_heights_writes_nothing(hilly) -> None:
     assert files(hilly) == before
 
 
+@pytest.mark.slow
 def test_processes_of_a_cluster_map_heights_as_this_one_does(hilly) -> None:
     run_map(MAP, SilentMonitor())
 
