@@ -73,6 +73,7 @@ def small_map(dst: str = "map.tif", **options: object) -> api.SceneMap:
     return earthgate_geo.map_scene(Path("scene.tif"), dst, **usual | options)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings_run(town: Path) -> None:
     results = [doctest.testmod(module) for module in (api, run_jobs)]
 
@@ -80,6 +81,7 @@ def test_the_examples_of_the_docstrings_run(town: Path) -> None:
     assert all(result.attempted for result in results)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(town: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))

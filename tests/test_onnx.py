@@ -112,6 +112,7 @@ def test_labels_of_real_scenes_are_those_of_torch(
     assert share_of_equal_labels(session_of(packaged), load_model().segmenter, tiles) >= 0.999
 
 
+@pytest.mark.slow
 def test_every_family_of_backbones_and_heads_takes_any_batch(tmp_path: Path) -> None:
     differences = {}
     for name, (backbone, options, head) in NETWORKS.items():

@@ -2,8 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from earthgate_geo.gate import Scores
-from earthgate_geo.metrics import OTHER, Confusion
+from earthgate_geo.metrics import OTHER
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.models.heads import TemperedHead
 from earthgate_geo.models.view import View
@@ -21,41 +20,24 @@ from earthgate_geo.monitor import Monitor
 from earthgate_geo.policies import Tuner
 from earthgate_geo.recipe import Policy, Recipe, Selection
 from earthgate_geo.toolbox.base import Slot, Toolbox, ToolboxConfig
-from earthgate_geo.training.alignment import ViewChoice, choose_view
+from earthgate_geo.training.aligned import AlignedModel
 from earthgate_geo.training.calibration import calibrate, look
-from earthgate_geo.training.guard import (
-    Evidence,
-    KnownLabels,
-    against,
-    gather,
-    label_fit,
-    share_shift,
-)
-from earthgate_geo.training.loop import Schedule, WeightAverage, fast_arithmetic, run
+from earthgate_geo.training.guard import Evidence, KnownLabels, against, gather, share_shift
+from earthgate_geo.training.loop import Schedule, WeightAverage, run
 from earthgate_geo.training.losses import partial_cross_entropy
-from earthgate_geo.training.outlines import Restraint, restrain
 from earthgate_geo.training.selftrain import (
     Alignment,
     PseudoLabels,
-    ReplaySource,
     both_ways,
     class_mix,
     forget_heights,
     pseudo_label,
-    shares,
     strengthen,
 )
 from earthgate_geo.training.tiles import SceneTiles, SceneView, TileBatch
 
 DEFAULT_STEPS = 160
 """Steps that take about 3 minutes on 2 CPU cores with the default model."""
-
-_LOOKS = 3
-"""Tiles that an alignment rests on, for each that the guard looks at. With a third of them it
-changed from one draw to the next, and now and then for the worse (benchmarks/adaptation.md)."""
-
-_CLEARLY = 0.02
-"""Labels refuse an alignment that fits them by so much less, of 1."""
 
 _COUNTED = 8
 """Batches behind the labels' shares."""
@@ -199,27 +181,31 @@ def adapt_scene(
     monitor.stage("adapt", options.steps or DEFAULT_STEPS)
     generator = torch.Generator().manual_seed(options.seed)
     tiles = SceneTiles(views, size_px=options.tile_px, generator=generator)
-    run_ = _Run(loaded, tiles, options)
-    run_.align()
-    guard, calibrated = _guard_tiles(run_, tiles, options)
-    with run_.unaligned():
+    aligned = AlignedModel(
+        loaded, device=options.device, tile_px=options.tile_px, looks=options.guard_tiles
+    )
+    aligned.align(tiles)
+    model, is_aligned = aligned.model, aligned.is_changed
+    run_ = _Run(aligned, tiles, options)
+    guard, calibrated = _guard_tiles(aligned, tiles, options)
+    with aligned.unaligned():
         source = guard()
-    before = guard() if run_.is_aligned else source
-    view, restrained = run_.model.view, copy.deepcopy(run_.model.head)
+    before = guard() if is_aligned else source
+    restrained = copy.deepcopy(model.head)
     losses = run_.train(monitor)
     after = guard()
     reasons = against(before, after)
     kept = not (reasons and options.guarded)
-    shown = after if kept or not run_.is_aligned else before
+    shown = after if kept or not is_aligned else before
     evidence = {
         "source": asdict(source),
         "adapted": asdict(shown),
         "share_shift": share_shift(source, shown),
         "against": reasons,
-        "view": run_.choice and run_.choice.to_json() | {"used": view != View()},
+        "view": aligned.choice and aligned.choice.to_json() | {"used": model.view != View()},
         "restraints": [
-            asdict(each) | {"name": run_.model.config.classes.names[each.index]}
-            for each in run_.restraints
+            asdict(each) | {"name": model.config.classes.names[each.index]}
+            for each in aligned.restraints
         ],
         "labels_held_back": tiles.holds_back,
         "calibration": calibrated() if kept else None,
@@ -227,12 +213,12 @@ def adapt_scene(
     tuner = run_.tuner
     modules = (tuner.toolbox, tuner.sizes) if tuner.toolbox and tuner.sizes else None
     return Adaptation(
-        decision="adapted" if kept or run_.is_aligned else "gate-closed",
+        decision="adapted" if kept or is_aligned else "gate-closed",
         evidence=evidence,
-        view=view,
+        view=model.view,
         toolbox=modules if kept else None,
-        head=run_.model.head if kept else restrained if run_.restraints else None,
-        backbone=run_.model.backbone if kept and tuner.policy is Policy.FULL else None,
+        head=model.head if kept else restrained if aligned.restraints else None,
+        backbone=model.backbone if kept and tuner.policy is Policy.FULL else None,
         slots=tuple(sorted(tuner.toolbox.used)) if tuner.toolbox else (),
         scores=tuner.scores,
         trained_parameters=tuner.trained_parameters,
@@ -243,7 +229,7 @@ def adapt_scene(
 
 
 def _guard_tiles(
-    run_: "_Run", tiles: SceneTiles, options: AdaptOptions
+    aligned: AlignedModel, tiles: SceneTiles, options: AdaptOptions
 ) -> tuple[Callable[[], Evidence], Callable[[], dict[str, Any] | None]]:
     """Fix the tiles that both models are compared on; return the comparison and a calibration."""
     windows = tiles.held_back_windows()[: options.guard_tiles]
@@ -251,27 +237,27 @@ def _guard_tiles(
         windows = tiles.labelled_windows(options.guard_tiles)
     windows += tiles.scattered_windows(options.guard_tiles // (2 if windows else 1))
     batch = tiles.read(windows, held_back=True)
-    names = run_.model.config.classes.names
-    labels = KnownLabels(list(batch.labels), run_.named_values) if tiles.labelled else None
+    names = aligned.model.config.classes.names
+    labels = KnownLabels(list(batch.labels), sorted(tiles.named)) if tiles.labelled else None
     watched = list(zip(batch.images, batch.valid, strict=True))
 
     def seen() -> Evidence:
         return gather(
-            run_.logits_on_cpu, watched, classes=names, replay=run_.held_back, labels=labels
+            aligned.logits_on_cpu, watched, classes=names, replay=aligned.held_back, labels=labels
         )
 
     def calibrated() -> dict[str, Any] | None:
         """Temper the head; tell by what and why. Labels that trained say nothing of that."""
-        head, replay = run_.model.head, None
+        head, replay = aligned.model.head, None
         if not isinstance(head, TemperedHead):
             return None
         told = labels if tiles.holds_back else None
-        views = look(run_.logits_on_cpu, watched, labels=told)
-        if run_.held_back is not None:
-            images, truth = run_.held_back
+        views = look(aligned.logits_on_cpu, watched, labels=told)
+        if aligned.held_back is not None:
+            images, truth = aligned.held_back
             made = [(image, torch.ones(image.shape[1:]) > 0) for image in images]
             replay = look(
-                run_.logits_on_cpu, made, labels=KnownLabels(list(truth), range(len(names)))
+                aligned.logits_on_cpu, made, labels=KnownLabels(list(truth), range(len(names)))
             )
         found = calibrate(views, replay=replay)
         head.temper(found.temperature)
@@ -281,11 +267,12 @@ def _guard_tiles(
 
 
 class _Run:
-    """The state of one adaptation: model, modules, teacher, random numbers."""
+    """The state of one training: modules, teacher, random numbers."""
 
-    def __init__(self, loaded: LoadedModel, tiles: SceneTiles, options: AdaptOptions) -> None:
+    def __init__(self, aligned: AlignedModel, tiles: SceneTiles, options: AdaptOptions) -> None:
         self.options, self.tiles = options, tiles
-        self.model = copy.deepcopy(loaded.segmenter).to(options.device)
+        self.model, self.replay = aligned.model, aligned.replay
+        self.logits, self.logits_on_cpu = aligned.logits, aligned.logits_on_cpu
         self.tuner = Tuner(
             self.model,
             options.policy,
@@ -294,124 +281,15 @@ class _Run:
             sizes=options.toolbox,
             batch=options.batch,
         )
-        self.replay: ReplaySource | None = None
-        self.held_back: tuple[Tensor, Tensor] | None = None
-        if loaded.replay:
-            self.replay, self.held_back = ReplaySource.split(
-                loaded.replay,
-                size_px=options.tile_px,
-                held_back=options.guard_tiles,
-                heights=self.model.config.heights,
-            )
-        self._set_aside = self.held_back
         self.rng = np.random.default_rng(options.seed)
-        self.named_values = sorted(tiles.named)
         classes = range(len(self.model.config.classes))
         self._named = torch.tensor([v in tiles.named for v in classes]) if tiles.named else None
-        self.choice: ViewChoice | None = None
-        self.restraints: list[Restraint] = []
-        self._statistics = loaded.statistics
-
-    @property
-    def is_aligned(self) -> bool:
-        """Whether anything is other than in the source model before the training."""
-        return self.model.view != View() or bool(self.restraints)
-
-    def align(self) -> None:
-        """Choose how the scene is shown and which classes are said too readily there.
-
-        Labels, all of which are new to the model as yet, may refuse that.
-        """
-        scene = self.tiles.draw(_LOOKS * self.options.guard_tiles)
-        self._show(View())
-        self._plain = self._state()
-        seen = self._looked_at(scene)
-        source = shares(seen, scene.valid)
-        if self._statistics is not None:
-            images = self._bands(scene.images[: _LOOKS * self.options.guard_tiles // 2])
-            self.choice = choose_view(self.model, self._statistics, images)
-            self._show(self.choice.view)
-            if self.is_aligned:
-                seen = self._looked_at(scene)
-        head = self.model.head
-        if isinstance(head, TemperedHead):
-            self.restraints = restrain(seen, self._bands(scene.images), scene.valid)
-            for each in self.restraints:
-                head.offset(each.index, each.offset)
-                seen[:, each.index] += each.offset
-        aligned = shares(seen, scene.valid)
-        self.shares = (source + aligned) / 2
-        if self.is_aligned and self.tiles.labelled and not self._labels_agree():
-            self._restore(self._plain)
-            self.restraints = []
-        self._align = Alignment(aligned if self.is_aligned else source)
-
-    @contextmanager
-    def unaligned(self) -> Iterator[None]:
-        """Show the scene as it comes to the source model as it is, for a while."""
-        aligned = self._state()
-        self._restore(self._plain)
-        try:
-            yield
-        finally:
-            self._restore(aligned)
-
-    @torch.no_grad()
-    def _looked_at(self, batch: TileBatch) -> Tensor:
-        """Return the logits of a batch, (batch, class, row, col)."""
-        return torch.cat([self.logits_on_cpu(image[None]) for image in batch.images])
-
-    def _labels_agree(self) -> bool:
-        """Tell whether labels do not clearly fit the source model better."""
-        count = self.options.guard_tiles
-        windows = self.tiles.held_back_windows()[:count] + self.tiles.labelled_windows(count)
-        batch = self.tiles.read(windows, held_back=None)
-        aligned = self._label_fit(batch)
-        with self.unaligned():
-            return aligned > self._label_fit(batch) - _CLEARLY
-
-    def _label_fit(self, batch: TileBatch) -> float:
-        """Return how well the model fits the labels of a batch, 0..1."""
-        names = self.model.config.classes.names
-        found = Confusion(names, named=self.named_values)
-        said = self._looked_at(batch).argmax(1)
-        found.add(batch.labels.numpy(), said.numpy())
-        return label_fit(found, self.shares.tolist()) or 0.0
-
-    def _state(self) -> tuple[View, dict[str, Any]]:
-        return self.model.view, copy.deepcopy(self.model.head.state_dict())
-
-    def _restore(self, state: tuple[View, dict[str, Any]]) -> None:
-        view, head = state
-        self.model.head.load_state_dict(head)
-        self._show(view)
-
-    def _show(self, view: View) -> None:
-        """Show the scene so from now on."""
-        self.model.view = view
-        if self.replay is not None and self._set_aside is not None:
-            self.replay.view = view
-            images, labels = self._set_aside
-            self.held_back = view.undone(images), labels
-
-    def _bands(self, images: Tensor) -> Tensor:
-        """Return images without their heights: light is what is looked at."""
-        return images[:, : len(self.model.config.bands)]
+        self._align = Alignment(aligned.wanted)
 
     def _varied(self, images: Tensor) -> Tensor:
         """Return tiles (batch, channel, row, col) as the student sees them."""
         bands = len(self.model.config.bands)
         return forget_heights(strengthen(images, self.rng), self.rng, bands=bands)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Map images (batch, channel, row, col) to float logits."""
-        with fast_arithmetic(self.options.device):
-            logits: Tensor = self.model(images.to(self.options.device))
-        return logits.float()
-
-    def logits_on_cpu(self, images: Tensor) -> Tensor:
-        """Map images to logits for the guard."""
-        return self.logits(images).cpu()
 
     def train(self, monitor: Monitor) -> list[float]:
         """Take the steps; the model ends as the averaged teacher. Returns the losses."""
