@@ -125,7 +125,8 @@ def prepare(data: Path, towns: Path, work: Path) -> None:
             shown = shift(image[:, *cut])
             scale = CROP_PX // shown.shape[-1]
             scaled = place_of | {"transform": at @ rasterio.Affine.scale(scale)}
-            _write(work / f"{place}.{name}", shown, labels[cut][::scale, ::scale], scaled)
+            truth_of, seen = (each[cut][::scale, ::scale] for each in (labels, valid))
+            _write(work / f"{place}.{name}", shown, truth_of, scaled, valid=seen)
     for town in ("town_rgb", "town_irrg"):
         with rasterio.open(towns / f"{town}_truth.tif") as truth:
             _halves(work / town, truth.read(1), {"crs": truth.crs, "transform": truth.transform})
