@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from earthgate_geo.data.scenes import NetworkInput, SceneDataset, TilePlan
+from earthgate_geo.page import Picture
 from earthgate_geo.raster.classes import ClassTable
 from earthgate_geo.raster.grid import Size, Tiling, Window
 from earthgate_geo.raster.read import Radiometry, Scene
-
-Picture = NDArray[np.uint8]
 
 _SIDE_PX = 512
 _GAP = 128
@@ -60,12 +59,18 @@ class Place:
     @torch.inference_mode()
     def mapped(
         self, network: Callable[[Tensor], Tensor], classes: ClassTable, device: torch.device
-    ) -> Picture:
-        """Return a network's map there in the colours of its classes, (row, col, 3)."""
-        found = network(self._image[None].to(device))[0].argmax(0).cpu().numpy()
+    ) -> tuple[Picture, NDArray[np.float32]]:
+        """Return a network's map there and how sure it is.
+
+        Returns:
+            The colours of the classes, (row, col, 3), grey where invalid; their probabilities,
+            (row, col), 0..1, NaN there.
+        """
+        logits = network(self._image[None].to(device))[0].float()
+        likeliest, found = torch.softmax(logits, 0).cpu().max(0)
         colors = np.array([entry.rgb for entry in classes], np.uint8)
-        picture: Picture = np.where(self._valid[..., None], colors[found], _GAP).astype(np.uint8)
-        return picture
+        picture = np.where(self._valid[..., None], colors[found.numpy()], _GAP).astype(np.uint8)
+        return picture, np.where(self._valid, likeliest.numpy(), np.float32(np.nan))
 
 
 def _telling(scene: Scene, bands: tuple[int, ...], size: Size) -> Window:

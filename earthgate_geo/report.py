@@ -1,6 +1,7 @@
 """The first page about an adaptation: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earthgate_geo.page import (
+    Picture,
+    legend,
+    scrolling,
     section,
+    shaded,
+    show_command,
     show_curves,
     show_facts,
-    show_pictures,
+    show_pair,
+    show_picture,
+    show_scale,
     show_trained,
     swatch,
     whole_page,
@@ -25,21 +33,35 @@ _MOVED = 0.01
 """Least change of a class's share that is worth a word."""
 
 
-def write_report(
-    path: Path, document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One place of a scene in pictures of one shape (row, col, 3)."""
+
+    image: Picture
+    """The place as the source model sees it."""
+
+    before: Picture
+    """Its map by the source model."""
+
+    after: Picture | None
+    """Its map by the adapted model; None where the source model is kept."""
+
+    confidence: NDArray[np.float32]
+    """Probability, 0..1, of the class in the last of the maps, (row, col); NaN where invalid."""
+
+
+def write_report(path: Path, document: Mapping[str, Any], shown: Shown) -> None:
     """Write the page, under a hidden name first.
 
     Args:
         path: Destination.
-        document: The result document of an adaptation with ``scores`` (by slot; empty where the
-            policy never chooses), ``curves``, ``provenance`` and ``command``.
-        pictures: Images of one place by caption, (row, col, 3).
+        document: The result document of an adaptation that was asked for a report.
+        shown: A place of its first scene.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    write_page(path, render(document, pictures))
+    write_page(path, render(document, shown))
 
 
 def decision_sentence(decision: str, evidence: Mapping[str, Any]) -> str:
@@ -181,8 +203,8 @@ def advice(decision: str, evidence: Mapping[str, Any], names: Sequence[str]) -> 
         return "Next: look at the map, label places where it is wrong, and adapt again."
     if decision == "adapted":
         return (
-            "Next: compare both maps (--report shows them); where the new one is wrong, digitise "
-            "polygons and pass them with --labels."
+            "Next: compare both maps in the report (--report); where the new one is wrong, "
+            "digitise polygons and pass them with --labels."
         )
     moved = _moved(evidence, names)
     of = f", most of all of {moved}," if moved else " of the classes it confuses"
@@ -197,17 +219,22 @@ def _moved(evidence: Mapping[str, Any], names: Sequence[str]) -> str:
     return " and ".join(name for name in dict.fromkeys(ends) if abs(change[name]) >= _MOVED)
 
 
-def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> str:
+def render(document: Mapping[str, Any], shown: Shown) -> str:
     """Return the page as HTML."""
     decision = escape(document["decision"])
     sections = [
-        section("The same place before and after", show_pictures(pictures, document["classes"])),
-        section("What the map shows", _classes(document["classes"])),
+        section(
+            "The same place before and after"
+            if shown.after is not None
+            else "A place of the scene",
+            _place(document, shown),
+        ),
+        section("What the scene shows", _classes(document)),
+        section("Evidence", _evidence(document)),
         section("The gate" if document["scores"] else "What trained", show_trained(document)),
         section("How it went", show_curves(document["curves"])),
-        section("Evidence", _evidence(document)),
         section("Provenance", show_facts(document["provenance"])),
-        section("Command", f"<pre>{escape(document['command'])}</pre>"),
+        section("Command", show_command(document["command"])),
     ]
     header = (
         f'<span class="badge {decision}">{decision.replace("-", " ")}</span>'
@@ -218,18 +245,81 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]
     )
 
 
-def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
-    if not any("share" in entry for entry in classes):
-        return ""
+def _place(document: Mapping[str, Any], shown: Shown) -> str:
+    """Show a place: its maps, its image, and how sure the last map is."""
+    low = 1 / len(document["classes"])  # no class in front has less
+    if shown.after is None:
+        maps = show_picture(shown.before, "the source model, kept")
+    else:
+        captions = ("before: source model", "after: adapted")
+        maps = show_pair(shown.before, shown.after, captions)
+    first = document["areas"]["scene"]
+    image = show_picture(shown.image, "the scene" if first == document["scene"] else first)
+    confidence = show_picture(
+        shaded(shown.confidence, low=low),
+        "confidence" if shown.after is None else "confidence after",
+        below=show_scale(low=low),
+    )
+    room = ' wide"' if shown.after is None else '"'  # of a pair, only once the slider works
+    return (
+        f'<div class="place{room}><div>{maps}{legend(document["classes"])}</div>'
+        f'<div class="aside">{image}{confidence}</div></div>'
+    )
+
+
+def _classes(document: Mapping[str, Any]) -> str:
+    """Show every class with its share and its area: before, after, and in the map."""
+    found, classes = document["areas"], document["classes"]
+    whens = {
+        "before": "before" if document["decision"] == "adapted" else "the source model, kept",
+        "after": "after",
+    }
+    columns = {title: found[when] for when, title in whens.items() if found[when]}
+    if "share" in classes[0]:
+        columns["the map"] = classes
+    head = "".join(f'<th class="number">{title}</th>' for title in columns)
     rows = "".join(
         f'<tr><td class="name">{swatch(entry)}{escape(entry["name"])}</td>'
-        f'<td class="number">{entry["share"]:.1%}</td>'
-        f'<td class="number">{entry["hectares"]:,.2f} ha</td>'
-        f'<td width="50%"><div class="share" style="width:{entry["share"]:.1%};'
-        f'background:{escape(entry["color"])}"></div></td></tr>'
-        for entry in classes
+        f"{''.join(map(_area, areas))}{_bars(entry, found, index)}</tr>"
+        for index, (entry, *areas) in enumerate(zip(classes, *columns.values(), strict=True))
     )
-    return f"<table>{rows}</table>"
+    table = f"<table><tr><th></th>{head}<th></th></tr>{rows}</table>"
+    return f'{scrolling(table)}<p class="note">{escape(_area_note(document))}</p>'
+
+
+def _area(entry: Mapping[str, Any]) -> str:
+    return (
+        f'<td class="number">{entry["share"]:.1%}'
+        f'<span class="soft">{entry["hectares"]:,.2f} ha</span></td>'
+    )
+
+
+def _bars(entry: Mapping[str, Any], found: Mapping[str, Any], index: int) -> str:
+    """Draw a class's shares, the pale one before, against the largest of all."""
+    drawn = [found[when] for when in ("before", "after") if found[when]]
+    most = max(area["share"] for areas in drawn for area in areas) or 1.0
+    bars = "".join(
+        f'<i{kind} style="width:{areas[index]["share"] / most:.1%};'
+        f'background:{escape(entry["color"])}"></i>'
+        for areas, kind in zip(reversed(drawn), ("", ' class="was"'), strict=False)
+    )
+    return f'<td class="bars">{bars}</td>'
+
+
+def _area_note(document: Mapping[str, Any]) -> str:
+    """Say what the areas rest on."""
+    found = document["areas"]
+    of = f" {found['scene']}" if found["scene"] != document["scene"] else " the scene"
+    tiles = f"{found['tiles']} tiles" if found["tiles"] > 1 else "1 tile"
+    by_tile = "Before and after" if found["after"] else "The source model's"
+    how = (
+        f"counted on every tile of{of} that holds data"
+        if found["covered"] == 1
+        else f"estimated from {tiles} of{of}, {max(found['covered'], 0.001):.1%} of it"
+    )
+    pale = " Pale bars: before." if found["after"] else ""
+    mapped = " The map: counted pixel by pixel, after blending tiles that overlap."
+    return f"{by_tile}: {how}.{pale}{mapped if 'share' in document['classes'][0] else ''}"
 
 
 def _evidence(document: Mapping[str, Any]) -> str:
@@ -241,5 +331,6 @@ def _evidence(document: Mapping[str, Any]) -> str:
     )
     after = "after" if document["decision"] == "adapted" else "refused"
     head = f'<tr><th></th><th class="number">before</th><th class="number">{after}</th></tr>'
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in document["remarks"])
-    return f"<table>{head}{body}</table>{notes}"
+    told = [*document["remarks"], "Shares here are of the tiles that the guard looks at."]
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in told)
+    return scrolling(f"<table>{head}{body}</table>") + notes

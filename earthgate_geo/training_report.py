@@ -5,11 +5,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from earthgate_geo.page import (
+    Picture,
+    scrolling,
     section,
+    show_command,
     show_curves,
     show_facts,
     show_pictures,
@@ -23,7 +23,7 @@ _LEARNT = ("source", "target", "gsd", "start", "recipe")
 
 
 def write_training_report(
-    path: Path, document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]
+    path: Path, document: Mapping[str, Any], pictures: Mapping[str, Picture]
 ) -> None:
     """Write the page, under a hidden name first.
 
@@ -48,7 +48,7 @@ def training_sentence(holdout: Mapping[str, Any] | None) -> str:
     return f"On {holdout['scored']} held-out patches, which never trained, the mean IoU is {told}."
 
 
-def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> str:
+def render(document: Mapping[str, Any], pictures: Mapping[str, Picture]) -> str:
     """Return the page as HTML."""
     holdout, table = document["holdout"], document["table"]
     sections = [
@@ -61,7 +61,7 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]
             show_facts({key: document[key] for key in _LEARNT if document[key]}),
         ),
         section("Provenance", show_facts(document["provenance"])),
-        section("Command", f"<pre>{escape(document['command'])}</pre>"),
+        section("Command", show_command(document["command"])),
     ]
     header = f"<p>{escape(training_sentence(holdout))}</p>"
     return whole_page(
@@ -94,7 +94,8 @@ def _scores(holdout: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]
         f'<td class="number">{_percent(scores["mean_f1"])}</td>'
         f'<td class="number">{scores["pixels"]:,}</td></tr>'
     )
-    return f'<table><tr><th></th>{head}</tr>{rows}{mean}</table><p class="note">{note}</p>'
+    shown = scrolling(f"<table><tr><th></th>{head}</tr>{rows}{mean}</table>")
+    return f'{shown}<p class="note">{note}</p>'
 
 
 def _row(entry: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -31,8 +31,9 @@ def test_all_pictures_of_a_place_have_one_shape(tmp_path, rows, cols, gsd_min_m,
     with open_scene(tmp_path / "s.tif") as scene:
         place = place_of(scene, gsd_min_m=gsd_min_m)
 
-    mapped = place.mapped(threshold, CLASSES, torch.device("cpu"))
+    mapped, confidence = place.mapped(threshold, CLASSES, torch.device("cpu"))
     assert place.photograph().shape == mapped.shape == (*shape, 3)
+    assert confidence.shape == shape
 
 
 def test_a_map_shows_the_colours_of_the_classes_and_gaps_in_grey(tmp_path) -> None:
@@ -42,11 +43,26 @@ def test_a_map_shows_the_colours_of_the_classes_and_gaps_in_grey(tmp_path) -> No
     write_raster(tmp_path / "s.tif", RasterSpec(nodata=0), values=values)
 
     with open_scene(tmp_path / "s.tif") as scene:
-        mapped = place_of(scene).mapped(threshold, CLASSES, torch.device("cpu"))
+        mapped, _ = place_of(scene).mapped(threshold, CLASSES, torch.device("cpu"))
 
     assert mapped[5, 30].tolist() == [0x10, 0x20, 0x30]
     assert mapped[30, 30].tolist() == [0xFA, 0xFB, 0xFC]
     assert mapped[30, 2].tolist() == [128, 128, 128]
+
+
+def test_confidence_is_the_probability_of_the_class_in_front(tmp_path) -> None:
+    values = np.full((3, 40, 60), 200, np.uint8)
+    values[:, :20] = 10
+    values[:, :, :5] = 0
+    write_raster(tmp_path / "s.tif", RasterSpec(nodata=0), values=values)
+
+    with open_scene(tmp_path / "s.tif") as scene:
+        _, confidence = place_of(scene).mapped(threshold, CLASSES, torch.device("cpu"))
+
+    sure = 1 / (1 + np.exp(-1))  # the logits of black and of white are half on either side of 0
+    assert confidence[5, 30] == pytest.approx(sure)
+    assert confidence[30, 30] == pytest.approx(sure)
+    assert np.isnan(confidence[30, 2])
 
 
 def test_the_place_is_where_the_scene_shows_most(tmp_path) -> None:

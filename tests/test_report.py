@@ -1,23 +1,13 @@
 import re
-from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torchvision.io import decode_png
 
 from earthgate_geo.errors import StorageError
-from earthgate_geo.report import (
-    advice,
-    comparison,
-    decision_sentence,
-    remarks,
-    render,
-    write_report,
-)
+from earthgate_geo.report import Shown, comparison, render, write_report
 
 SEEN = {
     "agreement": 0.83,
@@ -42,16 +32,19 @@ EVIDENCE = {
     "restraints": [],
     "calibration": CALIBRATION,
 }
-LABELLED = EVIDENCE | {
-    "source": SEEN | {"label_probabilities": [0.4, 0.42]},
-    "adapted": EVIDENCE["adapted"] | {"label_probabilities": [0.5, 0.606]},
-}
-HELD_BACK = LABELLED | {
-    "labels_held_back": True,
-    "calibration": CALIBRATION | {"basis": "labels", "error": 0.031},
-}
 NAMES = ("building", "water")
-NASTY = "<script>alert('&')</script>"
+NASTY = "<script>alert('&\"城')</script>"
+
+
+def areas(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"share": share, "hectares": hectares} for share, hectares in pairs]
+
+
+def shown(**changes: Any) -> Shown:
+    flat = np.zeros((4, 5, 3), np.uint8)
+    wanted = {"image": flat, "before": flat + 80, "after": flat + 160}
+    wanted["confidence"] = np.linspace(0.5, 1, 20, dtype=np.float32).reshape(4, 5)
+    return Shown(**wanted | changes)
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -67,6 +60,13 @@ def document(**changes: Any) -> dict[str, Any]:
             {"name": "building", "color": "#ff0000", "share": 0.25, "hectares": 1234.5},
             {"name": "water", "color": "#0000ff", "share": 0.75, "hectares": 3.0},
         ],
+        "areas": {
+            "scene": "town",
+            "tiles": 16,
+            "covered": 0.125,
+            "before": areas((0.5, 2469.0), (0.5, 6.0)),
+            "after": areas((0.2, 987.6), (0.8, 3.2)),
+        },
         "scores": {"0.spatial": 0.75, "1.spatial": 0.25, "0.semantic": 0.0},
         "slots": ["0.spatial"],
         "trained_parameters": 1234,
@@ -88,7 +88,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.references += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -99,24 +99,49 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing_else() -> None:
-    pictures = {"before": np.zeros((4, 5, 3), np.uint8)}
-
-    page = Page(text := render(document(), pictures))
+    page = Page(text := render(document(), shown()))
 
     assert page.open == []
+    assert len(page.references) == 4
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert "url(" not in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
 
 
-def test_pictures_come_back_pixel_for_pixel() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+def test_before_and_after_lie_under_a_slider_beside_the_image_and_the_confidence() -> None:
+    text = render(document(), shown())
 
-    (coded,) = re.findall(r"base64,([^\"]+)", render(document(), {"the scene": pixels}))
+    captions = re.findall("<figcaption>([^<]+)</figcaption>", text)
+    assert captions[:4] == [
+        "before: source model",
+        "after: adapted",
+        "the scene",
+        "confidence after",
+    ]
+    assert text.count('<input type="range"') == 1
+    assert '<div class="scale soft">50%' in text  # of two classes the likelier has that at least
 
-    with pytest.warns(DeprecationWarning, match="TorchVision"):
-        decoded = decode_png(torch.frombuffer(bytearray(b64decode(coded)), dtype=torch.uint8))
-    assert np.array_equal(decoded.permute(1, 2, 0).numpy(), pixels)
+
+def test_behind_a_closed_gate_there_is_one_map_and_no_slider() -> None:
+    closed = document(decision="gate-closed")
+    closed["areas"] |= {"after": None}
+
+    text = render(closed, shown(after=None))
+
+    assert '<input type="range"' not in text
+    captions = re.findall("<figcaption>([^<]+)</figcaption>", text)
+    assert captions[:3] == ["the source model, kept", "the scene", "confidence"]
+    columns = re.findall('<th class="number">([^<]+)</th>', text)
+    assert columns[:2] == ["the source model, kept", "the map"]
+    assert "The source model&#x27;s: estimated from 16 tiles of the scene" in text
+
+
+def test_of_several_scenes_the_page_says_which_it_shows() -> None:
+    text = render(document(scene="town, city"), shown())
+
+    assert "<figcaption>town</figcaption>" in text
+    assert "Before and after: estimated from 16 tiles of town, 12.5% of it." in text
 
 
 def test_everything_from_outside_is_escaped() -> None:
@@ -124,6 +149,7 @@ def test_everything_from_outside_is_escaped() -> None:
     nasty = document(
         scene=NASTY,
         sentence=NASTY,
+        areas=document()["areas"] | {"scene": NASTY + NASTY},
         table=[{"measure": NASTY, "before": 0.1, "after": 0.2}],
         remarks=[NASTY],
         next=NASTY,
@@ -133,14 +159,15 @@ def test_everything_from_outside_is_escaped() -> None:
         command=NASTY,
     )
 
-    text = render(nasty, {NASTY: np.zeros((1, 1, 3), np.uint8)})
+    text = render(nasty, shown())
 
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
+    assert text.count("<script>") == 1  # ours
+    assert "alert('" not in text
+    assert "&lt;script&gt;alert(&#x27;&amp;&quot;城&#x27;)" in text
 
 
 def test_the_gate_frames_the_chosen_slots_and_shows_every_score() -> None:
-    text = render(document(), {})
+    text = render(document(), shown())
 
     assert '<td class="open" style="background:rgb(var(--accent) / 70%)">75</td>' in text
     assert text.count('<td class="open"') == 1
@@ -153,7 +180,7 @@ def test_the_gate_frames_the_chosen_slots_and_shows_every_score() -> None:
 
 
 def test_a_control_says_what_its_scores_are() -> None:
-    text = render(document(policy="grad-norm-k"), {})
+    text = render(document(policy="grad-norm-k"), shown())
 
     assert "a module's percentage of the squared mean gradient of its kind" in text
 
@@ -168,16 +195,33 @@ def test_a_control_says_what_its_scores_are() -> None:
 def test_a_policy_that_never_chooses_says_what_trained_and_shows_no_gate(
     policy, slots, told
 ) -> None:
-    text = render(document(policy=policy, slots=slots, scores={}), {})
+    text = render(document(policy=policy, slots=slots, scores={}), shown())
 
     assert f"<h2>What trained</h2><p>Policy {policy}: {told} trained beside the head.</p>" in text
     assert 'class="gate"' not in text
 
 
-def test_classes_have_shares_and_hectares() -> None:
-    text = render(document(), {})
+def test_classes_have_shares_and_hectares_before_and_after_and_in_the_map() -> None:
+    text = render(document(), shown())
 
-    assert '<td class="number">25.0%</td><td class="number">1,234.50 ha</td>' in text
+    cells = re.findall(
+        r'<td class="number">([\d.%]+)<span class="soft">([\d.,]+ ha)</span></td>', text
+    )
+    assert cells[:3] == [("50.0%", "2,469.00 ha"), ("20.0%", "987.60 ha"), ("25.0%", "1,234.50 ha")]
+    assert re.findall('<i(?: class="was")? style="width:([^;]+);', text) == [
+        *("25.0%", "62.5%"),  # of the largest, pale the one before
+        *("100.0%", "62.5%"),
+    ]
+    assert "The map: counted pixel by pixel" in text
+
+
+def test_areas_of_the_whole_scene_are_no_estimate() -> None:
+    whole = document()
+    whole["areas"] |= {"tiles": 4, "covered": 1.0}
+
+    assert "Before and after: counted on every tile of the scene that holds data." in render(
+        whole, shown()
+    )
 
 
 def test_what_was_not_measured_is_left_out() -> None:
@@ -185,182 +229,42 @@ def test_what_was_not_measured_is_left_out() -> None:
         classes=[{"name": "building", "color": "#ff0000"}, {"name": "water", "color": "#0000ff"}],
         scores={},
         curves={"loss": [1.0], "broken": [float("nan"), float("nan")]},
+        command="",
     )
 
-    text = render(bare, {})
+    text = render(bare, shown())
 
     titles = re.findall(r"<h2>([^<]+)</h2>", text)
-    assert titles == ["What trained", "Evidence", "Provenance", "Command"]
+    assert titles == [
+        "The same place before and after",
+        "What the scene shows",
+        "Evidence",
+        "What trained",
+        "Provenance",
+    ]
     assert "on labels kept out" not in text
+    assert re.findall('<th class="number">([^<]+)</th>', text)[:2] == ["before", "after"]
+    assert "The map:" not in text
 
 
 def test_the_evidence_is_the_table_under_the_decision_with_its_remarks() -> None:
-    text = render(document(), {})
-    refused = render(document(decision="gate-closed"), {})
+    text = render(document(), shown())
+    refused = render(document(decision="gate-closed"), shown())
 
     assert (
         '<tr><th>share of water</th><td class="number">75.0%</td><td class="number">85.0%</td></tr>'
-        '</table><p class="note">Take care.</p>'
+        '</table></div><p class="note">Take care.</p>'
     ) in text
     assert '<th class="number">before</th><th class="number">after</th>' in text
     assert '<th class="number">before</th><th class="number">refused</th>' in refused
     assert "<p>It helps.</p><p>Next: look.</p>" in text
 
 
-def test_the_comparison_has_what_was_measured_and_the_confidence_that_is_shipped() -> None:
-    assert [tuple(row.values()) for row in comparison(EVIDENCE, NAMES)] == [
-        ("agrees with itself, turned and in other light", 0.83, 0.91),
-        ("mean confidence", 0.7, 0.78),
-        ("mean IoU on generated tiles", 0.8, 0.8),
-        ("share of building", 0.25, 0.15),
-        ("share of water", 0.75, 0.85),
-    ]
-    raw = comparison(EVIDENCE | {"calibration": None}, NAMES)
-    assert raw[1] == {"measure": "mean confidence", "before": 0.7, "after": 0.9}
-
-
-def test_the_comparison_says_whether_the_labels_trained() -> None:
-    first = [comparison(evidence, NAMES)[0] for evidence in (LABELLED, HELD_BACK)]
-
-    assert [row["measure"] for row in first] == [
-        "probability of labels that trained, too",
-        "probability of labels kept out of training",
-    ]
-    values = [row[when] for row in first for when in ("before", "after")]
-    assert values == pytest.approx([0.41, 0.553] * 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {},
-            (
-                "Confidence: logits are divided by 1.62, for an accuracy of 78.3% by agreement "
-                "with itself, corrected on generated tiles."
-            ),
-        ),
-        (
-            {"basis": "agreement"},
-            (
-                "Confidence: logits are divided by 1.62, for an accuracy of 78.3% by agreement "
-                "with itself."
-            ),
-        ),
-        (
-            {"temperature": 1.0},
-            (
-                "Confidence stays: agreement with itself, corrected on generated tiles, does not "
-                "show it to be too high."
-            ),
-        ),
-        (
-            {"basis": "labels", "error": 0.004, "temperature": 1.0},
-            (
-                "Confidence stays: labels kept out of training do not show it to be too high; "
-                "expected calibration error there 0.4%."
-            ),
-        ),
-        (
-            {"basis": "labels", "error": 0.031},
-            (
-                "Confidence: logits are divided by 1.62, the likeliest number on labels kept "
-                "out of training; expected calibration error there 3.1%."
-            ),
-        ),
-    ],
-)
-def test_the_remarks_say_what_confidence_rests_on(changes, sentence) -> None:
-    evidence = EVIDENCE | {"calibration": CALIBRATION | changes}
-
-    assert remarks("adapted", evidence) == [sentence]
-
-
-HELD = [{"index": 0, "name": "building", "offset": -1.5, "clearer": 1.42}]
-DARKER = {"view": {"order": None, "gamma": 2.0}, "before": 0.6, "after": 0.2, "used": True}
-
-
-def test_what_was_changed_before_the_training_is_said() -> None:
-    evidence = EVIDENCE | {"view": DARKER, "restraints": HELD}
-    held = (
-        "uilding is said less readily, for its outline then follows the edges of the image "
-        "1.4 times as clearly"
-    )
-
-    shown, restrained, _ = remarks("adapted", evidence)
-    refused = decision_sentence("adapted", evidence | {"against": ["it is worse"]})
-
-    assert shown.startswith("The network sees the scene with darker tones (gamma 2), which is 3.0")
-    assert restrained == f"B{held}."
-    assert refused.startswith("Adapted: the network sees the scene with darker tones (gamma 2)")
-    assert refused.endswith(f", and b{held}. What was trained is refused: it is worse.")
-    assert len(remarks("gate-closed", evidence)) == 1
-
-
-def test_the_remarks_say_where_confidence_is_not_calibrated() -> None:
-    raw = EVIDENCE | {"calibration": None}
-
-    assert remarks("adapted", raw) == [
-        "Confidence is not calibrated: a head of this kind cannot be."
-    ]
-    assert remarks("gate-closed", raw) == ["Confidence is the source model's own, not calibrated."]
-
-
-def test_the_remarks_warn_where_the_guard_saw_labels_that_trained() -> None:
-    assert remarks("adapted", LABELLED)[0] == (
-        "The labels lie in too few places to keep any out of training: the guard saw those that "
-        "trained, and cannot tell learning from memorising."
-    )
-    assert len(remarks("adapted", HELD_BACK)) == 1
-
-
-def test_the_advice_follows_from_the_decision_and_the_labels() -> None:
-    still = EVIDENCE | {"adapted": SEEN}
-
-    assert advice("adapted", EVIDENCE, NAMES) == (
-        "Next: compare both maps (--report shows them); where the new one is wrong, digitise "
-        "polygons and pass them with --labels."
-    )
-    assert advice("gate-closed", EVIDENCE, NAMES) == (
-        "Next: digitise about 10 polygons, most of all of building and water, and pass them with "
-        "--labels."
-    )
-    assert advice("gate-closed", still, NAMES) == (
-        "Next: digitise about 10 polygons of the classes it confuses and pass them with --labels."
-    )
-    assert advice("gate-closed", HELD_BACK, NAMES) == (
-        "Next: look at the map, label places where it is wrong, and adapt again."
-    )
-    assert advice("adapted", LABELLED, NAMES) == (
-        "Next: label at least 5 places apart, so that some can be kept to judge by."
-    )
-
-
-def test_the_sentences_name_the_decision_and_its_evidence() -> None:
-    closed = EVIDENCE | {"against": ["the class shares moved too far", "it rained"]}
-
-    assert decision_sentence("adapted", EVIDENCE) == (
-        "Adapted: turned and in other light, tiles of the scene now keep the class of 91.0% of "
-        "their pixels; with the source model it was 83.0%."
-    )
-    assert decision_sentence("adapted", HELD_BACK) == (
-        "Adapted: labels kept out of training have a mean probability of 55.3%; by the source "
-        "model it was 41.0%."
-    )
-    assert decision_sentence("adapted", LABELLED) == (
-        "Adapted: labels, all of which trained, have a mean probability of 55.3%; by the source "
-        "model it was 41.0%."
-    )
-    assert decision_sentence("gate-closed", closed) == (
-        "Gate closed, the source model is kept: the class shares moved too far and it rained."
-    )
-
-
 def test_a_report_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     path = tmp_path / "gone" / "r.html"
 
     with pytest.raises(StorageError) as refusal:
-        write_report(path, document(), {})
+        write_report(path, document(), shown())
 
     assert str(refusal.value) == (
         f"{path} could not be written (No such file or directory); expected a writable folder "

@@ -46,7 +46,8 @@ def test_the_page_is_whole_and_needs_nothing_else() -> None:
 
     assert page.open == []
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "<h1>city</h1>" in text
     assert "<pre>earthgate train --data &lt;city&gt;</pre>" in text
 

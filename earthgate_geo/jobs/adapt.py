@@ -10,13 +10,13 @@ from earthgate_geo import model_file
 from earthgate_geo.errors import CancelledError
 from earthgate_geo.jobs import documents
 from earthgate_geo.jobs.batch import made_folder, run_batch
+from earthgate_geo.jobs.before_after import class_areas, show_place
 from earthgate_geo.jobs.documents import Document
 from earthgate_geo.jobs.engines import Engines
 from earthgate_geo.jobs.map import mapped, plan, refuse_early, staged_outputs
 from earthgate_geo.jobs.prepare import Job, prepared_together
-from earthgate_geo.model_file import AdapterRecord, LoadedModel
+from earthgate_geo.model_file import AdapterRecord
 from earthgate_geo.monitor import Monitor
-from earthgate_geo.pictures import Picture, Place
 from earthgate_geo.recipe import Policy
 from earthgate_geo.report import write_report
 from earthgate_geo.request import AdaptRequest, BatchRequest, MapRequest
@@ -114,22 +114,25 @@ def _adapt(request: AdaptRequest, base: Path, monitor: Monitor, engines: Engines
         # As a user would: what is mapped is in the file.
         folders = [*request.model_folders, base.parent]
         adapted = model_file.load_model(built["adapter"], folders=folders)
+        models = {"before": jobs[0].model}
+        if adaptation.decision == "adapted":
+            models["after"] = adapted
+        areas: Document = {}
+        if request.report:
+            areas["areas"] = class_areas(jobs[0], models, monitor, step=adaptation.steps)
         document = documents.about(jobs[0], adapted, request) | {"scene": _names(jobs)}
         if request.dst:
             # Workers of a cluster load what they map with from its file.
             asked = replace(request, model=str(built["adapter"]), model_folder=base.parent)
             document |= mapped(jobs[0], adapted, asked, built, monitor, engines=engines)
-        document |= documents.about_adaptation(jobs[0], adaptation, request)
+        document |= documents.about_adaptation(jobs[0], adaptation, request) | areas
         document["seconds"] = document.get("seconds", {}) | {
             "adapt": adaptation.seconds,
             "total": time.perf_counter() - started,
         }
+        document["provenance"] = documents.provenance(jobs[0], document)
         if request.report:
-            write_report(
-                built["report"],
-                documents.page(document, adaptation, request),
-                _pictures(jobs, adapted, adaptation.decision),
-            )
+            write_report(built["report"], document, show_place(jobs[0], models))
         return document
 
 
@@ -190,16 +193,3 @@ def _adaptation(
         backbone=adaptation.backbone,
     )
     return adaptation
-
-
-def _pictures(jobs: Sequence[Job], adapted: LoadedModel, decision: str) -> dict[str, Picture]:
-    """Show the first scene."""
-    job, view, classes = jobs[0], jobs[0].view, jobs[0].task.classes
-    place = Place(view.dataset, view.plan, view.radiometry, heights=view.height_radiometry)
-    models = {"the source model, kept": job.model}
-    if decision == "adapted":
-        models = {"before: the source model": job.model, "after: adapted to this scene": adapted}
-    return {"the scene" if len(jobs) == 1 else job.scene.name: place.photograph()} | {
-        caption: place.mapped(model.segmenter.to(job.device), classes, job.device)
-        for caption, model in models.items()
-    }

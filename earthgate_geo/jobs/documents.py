@@ -111,6 +111,8 @@ def shares(job: Job, class_pixels: Mapping[str, int]) -> list[Document]:
 def about_adaptation(job: Job, adaptation: Adaptation, request: AdaptRequest) -> Document:
     """Return what is told of an adaptation."""
     decision, evidence, names = adaptation.decision, adaptation.evidence, job.task.classes.names
+    kinds, scores = list(Kind), adaptation.scores.normalised
+    places = sorted(scores, key=lambda slot: (kinds.index(slot.kind), slot.layer))
     return {
         "policy": request.policy,
         "decision": decision,
@@ -120,25 +122,29 @@ def about_adaptation(job: Job, adaptation: Adaptation, request: AdaptRequest) ->
         "next": advice(decision, evidence, names),
         "evidence": dict(evidence),
         "temperature": adaptation.temperature,
+        "scores": {str(slot): scores[slot] for slot in places},
         "slots": list(map(str, adaptation.slots)),
         "trained_parameters": adaptation.trained_parameters,
         "steps": adaptation.steps,
         "seed": request.seed,
+        "curves": {"loss": adaptation.losses},
+        "command": request.command,
     }
 
 
-def page(document: Document, adaptation: Adaptation, request: AdaptRequest) -> Document:
-    """Return what the report needs beyond the result document."""
-    place, training = (
-        ("model", "grid", "gsd", "tile_px"),
-        ("policy", "steps", "seed", "temperature"),
-    )
-    told = (*place, *training, "trained_parameters", "seconds")
-    kinds, scores = list(Kind), adaptation.scores.normalised
-    places = sorted(scores, key=lambda slot: (kinds.index(slot.kind), slot.layer))
-    return document | {
-        "scores": {str(slot): scores[slot] for slot in places},
-        "curves": {"loss": adaptation.losses},
-        "provenance": {"earthgate": __version__} | {key: document[key] for key in told},
-        "command": request.command,
+def provenance(job: Job, document: Mapping[str, Any]) -> Document:
+    """Return what an adaptation was made from and with, for a person."""
+    model, grid = document["model"], document["grid"]
+    gsd = " x ".join(f"{side_m:.4g}" for side_m in grid["gsd"])
+    mapped = {key: document[key] for key in ("runtime", "precision") if key in document}
+    kept = ("policy", "steps", "seed", "trained_parameters", "temperature", "seconds")
+    return {
+        "earthgate": __version__,
+        "model": f"{model['name']}, sha256 {model['digest']}",
+        "adapter": f"sha256 {model['adapter']}",
+        "scene": f"{grid['rows']} x {grid['cols']} px of {gsd} m, {grid['crs']}",
+        "bands": job.bands,
+        "normalisation": asdict(job.radiometry),
+        "network": {"gsd_m": document["gsd"], "tile_px": document["tile_px"], **mapped},
+        **{key: document[key] for key in kept},
     }

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import geopandas
@@ -54,7 +55,7 @@ def test_the_packaged_model_adapts_to_a_sample_scene_and_maps_it(tmp_path, monke
     with rasterio.open(scene) as source:
         wanted = source.width * source.height * 0.4**2
     assert polygons.area.sum() == pytest.approx(wanted)
-    assert "http" not in Path("town.html").read_text().replace("http://www.w3.org/", "")
+    assert not re.search("https?:", Path("town.html").read_text())
     assert Path("town_irrg.adapter.safetensors").stat().st_size < 4_000_000
 
 

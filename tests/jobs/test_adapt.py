@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from earthgate_geo.jobs.adapt import plan_adapt, run_adapt
 from earthgate_geo.jobs.map import run_map
 from earthgate_geo.model_file import load_model, read_header, save_model
 from earthgate_geo.monitor import SilentMonitor
+from earthgate_geo.report import Shown, render
 from earthgate_geo.request import AdaptRequest, MapRequest
 
 SILENT = SilentMonitor()
@@ -192,12 +194,17 @@ def test_without_a_folder_several_scenes_make_an_adapter_file_alone(pair):
     assert document["scene"] == "scene, finer"
 
 
-def test_the_report_of_several_scenes_names_all_and_shows_the_first(pair):
-    run_adapt(replace(BOTH, report=Path("r.html")), SILENT)
+def test_the_report_of_several_scenes_names_all_shows_the_first_and_is_told_as_json(pair):
+    document = run_adapt(replace(BOTH, report=Path("r.html"), command="earthgate adapt"), SILENT)
 
     page = Path("r.html").read_text(encoding="utf-8")
     assert "<h1>scene, finer</h1>" in page
     assert "<figcaption>scene</figcaption>" in page
+    flat = np.zeros((1, 1, 3), np.uint8)
+    shown = Shown(image=flat, before=flat, after=flat, confidence=np.zeros((1, 1), np.float32))
+    told = render(json.loads(json.dumps(document)), shown)
+    pictures_and_time = 'src="data:[^"]+"|total: [0-9.e-]+'
+    assert re.sub(pictures_and_time, "", page) == re.sub(pictures_and_time, "", told)
 
 
 def test_a_plan_of_several_scenes_sums_them_up_and_writes_nothing(pair):
