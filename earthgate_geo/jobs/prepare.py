@@ -153,6 +153,12 @@ def _job(
     )
     if plan.note:
         monitor.warn(plan.note)
+    if fill := scene.likely_fill(bands):
+        value, share = fill
+        monitor.warn(
+            f"{share:.0%} of {scene.name} is {value:g} in every band, and taken for data like all "
+            f"else. If nothing was recorded there, pass --nodata {value:g}."
+        )
     return Job(
         scene=scene,
         model=model,

@@ -31,6 +31,8 @@ from earthgate_geo.raster.stack import stacked
 CACHE_BYTES = 128 * 1024 * 1024
 """Usual bound of GDAL's block cache."""
 
+_FILL_SHARE = 0.1
+
 COARSE_PX = 1024
 """Longest side of the decimated read that statistics and estimates come from."""
 
@@ -294,6 +296,21 @@ class Scene:
         if is_usual:
             self._coarse[key] = pixels
         return pixels
+
+    def likely_fill(self, bands: Sequence[int]) -> tuple[float, float] | None:
+        """Return the value that seems to stand for no data, and its share of the valid pixels.
+
+        It is the least or the largest value of all, on a tenth of the pixels, in all bands.
+        """
+        pixels = self.preview(bands)
+        known = pixels.values[:, pixels.valid]
+        if not known.size:
+            return None
+        shares = {
+            float(end): float((known == end).all(0).mean()) for end in (known.min(), known.max())
+        }
+        value, share = max(shares.items(), key=lambda found: found[1])
+        return (value, share) if share >= _FILL_SHARE else None
 
     def digest(self) -> str:
         """Return a hex digest of the files' sizes and times, of grid, type and options.

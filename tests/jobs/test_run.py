@@ -367,3 +367,23 @@ def test_the_public_network_maps_images_to_logits(place) -> None:
 
     assert logits.shape == (2, 5, 40, 56)
     assert np.isfinite(logits.numpy()).all()
+
+
+def test_undeclared_black_is_mapped_and_pointed_out(place) -> None:
+    warnings = []
+
+    class Listener(SilentMonitor):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    with rasterio.open("scene.tif", "r+") as scene:
+        pixels = np.maximum(scene.read(), 1)
+        pixels[:, : SIDE_PX // 2] = 0
+        scene.write(pixels)
+
+    earthgate_geo.run_map(replace(EVERY, vector=None, probs=False), Listener())
+
+    assert warnings == [
+        "50% of scene is 0 in every band, and taken for data like all else. If nothing was "
+        "recorded there, pass --nodata 0."
+    ]
