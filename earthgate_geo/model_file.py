@@ -28,6 +28,9 @@ from earthgate_geo.toolbox.base import Toolbox, ToolboxConfig
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "earthgate-tiny"
 PACKAGED = Path(__file__).parent / "weights"
+RELEASED = PACKAGED / "SHA256SUMS"
+"""Digests of the packaged models, in the form of ``sha256sum``."""
+
 _NETWORK, _HEAD, _BACKBONE, _TOOLBOX = "network.", "head.", "backbone.", "toolbox."
 _STATISTICS = "statistics."
 
@@ -193,18 +196,22 @@ def load_model(source: str | Path | None = None, *, folders: Sequence[Path] = ()
 
     Raises:
         InputError: There is no such file or name.
-        ModelFileError: The file is not ours, is damaged, too new, or its base is missing.
+        ModelFileError: The file is not ours, is damaged, too new, or its base is missing; or it
+            is a packaged one and not as it was released.
     """
     path = find_model(source, folders=folders)
+    digest = file_digest(path)
+    _check_release(path, digest)
     header, tensors = _read(path)
     if header["kind"] == "adapter":
-        return _load_adapter(path, header, tensors, folders=[*folders, path.parent])
+        places = [*folders, path.parent]
+        return _load_adapter(path, header, tensors, digest=digest, folders=places)
     segmenter = _build(path, header)
     _load_state(path, segmenter, tensors, _NETWORK)
     return LoadedModel(
         segmenter=_frozen(segmenter),
         name=str(header["card"].get("name", path.stem)),
-        digest=file_digest(path),
+        digest=digest,
         card=header["card"],
         replay=(
             Replay.unpack(tensors["replay"], header["replay_lengths"])
@@ -260,6 +267,23 @@ def read_header(path: str | Path) -> dict[str, Any]:
             fix="Copy the file again, or give another with --model",
         ) from error
     return _checked_header(path, metadata)
+
+
+def released_digests() -> dict[str, str]:
+    """Return the SHA-256 of each packaged model by the name of its file."""
+    lines = RELEASED.read_text(encoding="ascii").splitlines() if RELEASED.is_file() else []
+    return {name: digest for digest, name in map(str.split, lines)}
+
+
+def _check_release(path: Path, digest: str) -> None:
+    if path.resolve().parent != PACKAGED.resolve():
+        return
+    if digest != released_digests().get(path.name):
+        raise ModelFileError(
+            found=f"{path} is not as it was released: its SHA-256 begins with {digest[:12]}",
+            expected=f"the one that {RELEASED.name} lists",
+            fix="Install earthgate-geo again in a fresh virtual environment",
+        )
 
 
 def _checked_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -361,7 +385,12 @@ def _load_state(path: Path, module: nn.Module, tensors: Mapping[str, Tensor], pr
 
 
 def _load_adapter(
-    path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, folders: Sequence[Path]
+    path: Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    digest: str,
+    folders: Sequence[Path],
 ) -> LoadedModel:
     base = load_model(_find_base(path, header, folders))
     try:
@@ -386,7 +415,7 @@ def _load_adapter(
         replay=base.replay,
         statistics=base.statistics,
         adapter=record,
-        adapter_digest=file_digest(path),
+        adapter_digest=digest,
     )
 
 

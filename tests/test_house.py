@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -134,20 +133,3 @@ def test_the_extras_exist():
     extras = PROJECT["project"]["optional-dependencies"]
 
     assert {"dask", "stac", "onnx", "mask2former", "dev"} <= set(extras)
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_library_command_line_and_model_and_nothing_else(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT],
-        check=True,
-    )
-
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"earthgate_geo/__init__.py", "earthgate_cli/main.py"} <= set(names)
-    assert any(re.fullmatch(r"earthgate_geo/weights/[\w-]+\.safetensors", name) for name in names)
-    assert {re.sub(r"-.*", "", name.split("/")[0]) for name in names} == {
-        "earthgate_geo",
-        "earthgate_cli",
-    }

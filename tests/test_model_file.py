@@ -9,13 +9,16 @@ from networks import small_replay, small_segmenter, write_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from earthgate_geo import model_file
 from earthgate_geo.errors import EarthgateError, InputError
 from earthgate_geo.model_file import (
+    PACKAGED,
     AdapterRecord,
     file_digest,
     find_model,
     load_model,
     read_header,
+    released_digests,
     save_adapter,
     save_model,
 )
@@ -437,3 +440,24 @@ def test_an_adapter_that_added_heights_and_nothing_else_maps_as_its_base(tmp_pat
         logits, expected = loaded(images), base.segmenter(images[:, :3])
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     assert (logits - expected).abs().max() < 1e-5
+
+
+def test_the_list_of_released_digests_is_that_of_the_packaged_files():
+    packaged = {path.name: file_digest(path) for path in PACKAGED.glob("*.safetensors")}
+
+    assert packaged  # after a change on purpose: sha256sum *.safetensors > SHA256SUMS
+    assert released_digests() == packaged
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_packaged_file_that_is_not_as_released_is_refused(tmp_path, monkeypatch, listed):
+    path = write_model(tmp_path / "town.safetensors")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {path.name}\n" if listed else "")
+    monkeypatch.setattr(model_file, "PACKAGED", tmp_path)
+    monkeypatch.setattr(model_file, "RELEASED", tmp_path / "SHA256SUMS")
+
+    assert _sentence("town") == (
+        f"{path} is not as it was released: its SHA-256 begins with {file_digest(path)[:12]}; "
+        "expected the one that SHA256SUMS lists. Install earthgate-geo again in a fresh virtual "
+        "environment."
+    )

@@ -12,6 +12,9 @@ Document = Mapping[str, Any]
 _KINDS = ("spatial", "semantic", "frequency", "rein", "image", "height", "fusion")
 """Columns of the gate, in the order of ``toolbox.base.Kind``, which would load torch."""
 
+_STATES = {"ok": "ok", "absent": "-", "warn": "warn", "broken": "FAIL"}
+"""How a check of ``doctor`` begins."""
+
 
 def plan_lines(document: Document) -> Iterator[str]:
     """Say what a run would do."""
@@ -193,8 +196,9 @@ def info_lines(document: Document) -> Iterator[str]:
     """Say every fact on a line of its own, then which modules trained, where some did."""
     facts = dict(document)
     if "card" in document:
-        facts["card"] = {k: v for k, v in document["card"].items() if k != "training"}
-        facts |= document["card"].get("training", {})
+        card = facts.pop("card")
+        facts |= {k: v for k, v in card.items() if k not in {"card", "training", *document}}
+        facts |= card.get("training", {})
     modules = {key: facts.pop(key) for key in ("slots", "scores") if key in facts}
     width = max(len(key) for key in facts)
     for key, value in facts.items():
@@ -280,19 +284,30 @@ def check_lines(document: Document) -> Iterator[str]:
 
 
 def models_lines(document: Document) -> Iterator[str]:
-    """List the models, one a line."""
+    """Say what each model is for, what may be done with it, and where it is."""
     for entry in document["models"]:
-        classes = ", ".join(entry["classes"])
-        low, high = entry["gsd"]
-        heights = "  with heights" if entry["heights"] else ""
-        yield f"{entry['name']}  {classes}  {low:g} to {high:g} m{heights}  {entry['licence']}"
-        yield f"  {entry['file']}  sha256 {entry['digest'][:12]}"
+        yield f"{entry['name']}, {'packaged' if entry['packaged'] else 'yours'}"
+        yield f"  classes  {', '.join(entry['classes'])}"
+        heights = " with heights" if entry["heights"] else ""
+        yield f"  input    {', '.join(entry['bands'])}{heights}, {_range(entry['gsd'])}"
+        yield f"  licence  {entry['licence']}"
+        yield f"  card     {_card(entry)}"
+        yield f"  file     {entry['file']}"
+        yield f"  sha256   {entry['digest']}"
     for sentence in document["unreadable"]:
         yield f"unreadable: {sentence}"
     if not document["models"]:
         yield "no models; see 'earthgate doctor'"
     if "outputs" in document:
         yield from _written(document)
+
+
+def _card(entry: Document) -> str:
+    if entry["card_file"]:
+        return str(entry["card_file"])
+    if entry["card"].keys() - {"name", "licence"}:
+        return f"in the file: earthgate info '{entry['file']}'"
+    return "none: data, scores and limits are not stated"
 
 
 def import_lines(document: Document) -> Iterator[str]:
@@ -318,11 +333,21 @@ def export_lines(document: Document) -> Iterator[str]:
 
 
 def doctor_lines(document: Document) -> Iterator[str]:
-    """Say each check on a line, its fix under it where it failed."""
+    """Say each check on a line, under it what to do where all is not well, and a verdict."""
+    yield f"earthgate {document['version']}, Python {document['python']}, {document['platform']}"
     for check in document["checks"]:
-        yield f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']:<18}{check['found']}"
-        if not check["ok"]:
-            yield f"      fix: {check['fix']}"
+        yield f"{_STATES[check['state']]:<6}{check['name']:<20}{check['found']}"
+        if check["state"] != "ok":
+            yield f"{'':<6}{'install' if check['state'] == 'absent' else 'fix'}: {check['fix']}"
+    yield _verdict([check["state"] for check in document["checks"]])
+
+
+def _verdict(states: Sequence[str]) -> str:
+    broken, doubts = states.count("broken"), states.count("warn")
+    if not broken and not doubts:
+        return "everything works"
+    failed = f"{_counted(broken, 'check')} failed" if broken else "nothing is broken"
+    return failed + (f", {doubts} to look at" if doubts else "")
 
 
 def _grid(grid: Document) -> str:
@@ -376,4 +401,6 @@ def _plain(value: Any) -> str:
         return "; ".join(f"{key}: {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_plain(entry) for entry in value)
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -40,8 +40,10 @@ def list_models(model_folder: Path | None = None) -> Document:
     """List the packaged models and those in a folder, adapters left out.
 
     Returns:
-        ``models``, each with ``name``, ``file``, ``classes``, ``bands``, ``heights``, ``gsd``,
-        ``licence`` and ``digest``; ``unreadable``, one sentence per file that is no model.
+        ``models``, each with ``name``, ``file``, ``packaged``, ``classes``, ``bands``, ``heights``,
+        ``gsd``, ``licence``, ``digest``, ``card_file`` (the page beside the file, None without
+        one) and ``card`` (what the file says of itself); ``unreadable``, one sentence per file
+        that is no model.
     """
     models, unreadable = [], []
     for path in model_file.list_models(_folders(model_folder)):
@@ -51,7 +53,7 @@ def list_models(model_folder: Path | None = None) -> Document:
             unreadable.append(str(error))
             continue
         if header["kind"] == "model":
-            models.append(_entry(path, header))
+            models.append(_entry(path, header) | {"card": _card(header)})
     return {"models": models, "unreadable": unreadable}
 
 
@@ -65,16 +67,24 @@ def _names(folders: list[Path]) -> set[str]:
 
 def _entry(path: Path, header: Mapping[str, Any]) -> Document:
     config, card = header["config"], header["card"]
+    page = path.with_suffix(".md")
     return {
         "name": str(card.get("name", path.stem)),
         "file": str(path),
+        "packaged": path.parent == model_file.PACKAGED,
         "classes": [entry["name"] for entry in config["classes"]],
         "bands": config["bands"],
         "heights": config.get("heights", False),
         "gsd": [config["gsd_min_m"], config["gsd_max_m"]],
         "licence": str(card.get("licence", "not stated")),
+        "card_file": str(page) if page.is_file() else None,
         "digest": model_file.file_digest(path),
     }
+
+
+def _card(header: Mapping[str, Any]) -> Document:
+    """Return what the card says of data and limits, without the figures of the training."""
+    return {key: value for key, value in header["card"].items() if key != "training"}
 
 
 def _model(path: Path) -> Document:

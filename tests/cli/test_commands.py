@@ -10,7 +10,7 @@ from rasters import RasterSpec, write_raster
 from workplace import files
 
 from earthgate_cli.main import main
-from earthgate_geo.model_file import save_model
+from earthgate_geo.model_file import file_digest, save_model
 
 MAP = ["map", "--src", "scene.tif", "--dst", "map.tif", "--model", "closed.safetensors"]
 ADAPT = ["adapt", *MAP[1:], "--steps", "1"]
@@ -362,9 +362,12 @@ def test_models_lists_the_model_folder_without_adapters(place, capsys) -> None:
     lines = printed(capsys, "models").splitlines()
 
     entry = document["models"][-1]
-    facts = {"name", "file", "classes", "bands", "heights", "gsd", "licence", "digest"}
-    assert set(entry) == facts
+    assert set(entry) == {
+        *("name", "file", "packaged", "classes", "bands", "heights", "gsd"),
+        *("licence", "digest", "card_file", "card"),
+    }
     assert (entry["name"], entry["licence"], entry["gsd"]) == ("closed", "CC0", [0.1, 0.6])
+    assert [each["packaged"] for each in document["models"]] == [True, False]
     assert len(document["unreadable"]) == 1
     assert lines[-1].startswith(f"unreadable: {place / 'models' / 'broken.safetensors'} cannot be")
 
@@ -375,10 +378,32 @@ def test_a_model_that_takes_heights_says_so(place, capsys) -> None:
 
     lines = printed(capsys, "models").splitlines()
 
-    assert "0.1 to 0.6 m  with heights  not stated" in lines[-2]
+    assert "  input    red, green, blue with heights, for scenes of 0.1 to 0.6 m a pixel" in lines
     assert sum("with heights" in line for line in lines) == 1
     assert json.loads(printed(capsys, "info", "hilly", "--json"))["heights"] is True
     assert json.loads(printed(capsys, "info", "open.safetensors", "--json"))["heights"] is False
+
+
+def test_models_says_what_each_may_be_used_for(place, capsys) -> None:
+    Path("models").mkdir()
+    for name, card in (("bare", {}), ("told", {"name": "told", "data": "a town"})):
+        save_model(Path(f"models/{name}.safetensors"), small_segmenter(), card=card)
+
+    lines = printed(capsys, "models").splitlines()
+
+    packaged, bare, told = (lines[start : start + 7] for start in (0, 7, 14))
+    assert packaged[0] == "earthgate-tiny, packaged"
+    assert packaged[3] == "  licence  Apache-2.0, with attribution"
+    assert Path(packaged[4].removeprefix("  card     ")).read_text().startswith("# Model card")
+    assert bare[0] == "bare, yours"
+    assert bare[1] == "  classes  building, road, bare ground, vegetation, water"
+    assert bare[3:5] == [
+        "  licence  not stated",
+        "  card     none: data, scores and limits are not stated",
+    ]
+    file = place / "models" / "told.safetensors"
+    assert told[4] == f"  card     in the file: earthgate info '{file}'"
+    assert told[6] == f"  sha256   {file_digest(file)}"
 
 
 def test_info_shows_a_gate_of_image_heights_and_fusion(place, capsys) -> None:
@@ -429,13 +454,26 @@ def test_doctor_ends_with_1_where_something_is_broken(place, capsys, monkeypatch
     code = main(["doctor"])
 
     lines = capsys.readouterr().out.splitlines()
-    assert code == 1
-    assert lines[-2].startswith("FAIL  temporary folder  FileNotFoundError: ")
-    assert lines[-1] == "      fix: set TMPDIR (TEMP on Windows) to a writable folder with room"
+    failed = [i for i, line in enumerate(lines) if line.startswith("FAIL")]
+    assert (code, len(failed)) == (1, 1)
+    assert lines[failed[0]].startswith("FAIL  temporary folder    FileNotFoundError: ")
+    fix = "set TMPDIR (TEMP on Windows) to a writable folder with room"
+    assert lines[failed[0] + 1] == f"      fix: {fix}"
+    assert lines[-1].startswith("1 check failed")
 
 
-def test_doctor_prints_its_document_as_json(place, capsys) -> None:
-    main(["doctor", "--json"])
+def test_doctor_prints_its_document_as_json(place, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(place / "gone"))
+    monkeypatch.setenv("GDAL_DRIVER_PATH", str(place))
+    Path("models").mkdir()
+    Path("models/broken.safetensors").write_bytes(b"x" * 99)
+
+    code = main(["doctor", "--json"])
 
     document = json.loads(capsys.readouterr().out)
-    assert {"healthy", "version", "python", "platform", "checks"} == set(document)
+    checks = {check["name"]: (check["state"], check["ok"]) for check in document["checks"]}
+    assert {"healthy", "version", "python", "platform", "packages", "checks"} == set(document)
+    assert (code, document["healthy"]) == (1, False)
+    assert checks["GDAL"] == ("ok", True)
+    assert checks["environment"] == checks["model folder"] == ("warn", True)
+    assert checks["temporary folder"] == ("broken", False)

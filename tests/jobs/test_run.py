@@ -209,7 +209,7 @@ def test_the_report_shows_the_decision_and_the_command(place) -> None:
     page = Path("r.html").read_text(encoding="utf-8")
     assert document["sentence"] in page
     assert "earthgate adapt --src &lt;scene&gt;" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4  # the scene, both maps, the confidence
 
 
 @pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt])
@@ -383,7 +383,8 @@ def test_undeclared_black_is_mapped_and_pointed_out(place) -> None:
 
     earthgate_geo.run_map(replace(EVERY, vector=None, probs=False), Listener())
 
-    assert warnings == [
+    (warning,) = warnings
+    assert warning == (
         "50% of scene is 0 in every band, and taken for data like all else. If nothing was "
         "recorded there, pass --nodata 0."
-    ]
+    )
