@@ -176,6 +176,7 @@ def map_scene(
     Raises:
         EarthgateError: As its subclasses say; no output is left behind.
     """
+    _check(options, MapOptions)
     request = MapRequest(src=os.fspath(scene), **_fields({**options, "dst": dst}))
     request.check()
     return _map_of(request, run_map(request, monitor or _Warner()))
@@ -210,6 +211,7 @@ def adapt(
     Raises:
         EarthgateError: As its subclasses say; no output is left behind.
     """
+    _check(options, AdaptOptions)
     request = AdaptRequest(src=os.fspath(scene), **_fields(options))
     request.check()
     base = model_file.find_model(request.model, folders=request.model_folders)
@@ -231,6 +233,15 @@ class _Warner(SilentMonitor):
     def warn(self, message: str) -> None:
         """Warn as Python does."""
         warnings.warn(message, EarthgateWarning, stacklevel=2)
+
+
+def _check(options: Mapping[str, Any], known: type) -> None:
+    """Refuse an option that there is not, as Python does where no dictionary takes them."""
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(
+                f"there is no option {name!r}; help({known.__name__}) has those there are"
+            )
 
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:

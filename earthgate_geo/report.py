@@ -318,7 +318,8 @@ def _area_note(document: Mapping[str, Any]) -> str:
         else f"estimated from {tiles} of{of}, {max(found['covered'], 0.001):.1%} of it"
     )
     pale = " Pale bars: before." if found["after"] else ""
-    mapped = " The map: counted pixel by pixel, after blending tiles that overlap."
+    inside = " only inside --aoi," if "mapped" in document["provenance"] else ""
+    mapped = f" The map:{inside} counted pixel by pixel, after blending tiles that overlap."
     return f"{by_tile}: {how}.{pale}{mapped if 'share' in document['classes'][0] else ''}"
 
 

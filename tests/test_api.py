@@ -192,9 +192,10 @@ def test_without_a_destination_nothing_is_mapped(place: Path) -> None:
     assert found.adapter == Path("scene.adapter.safetensors")
 
 
-def test_an_unknown_keyword_is_refused(place: Path) -> None:
-    with pytest.raises(TypeError, match="creations"):
-        small_map(creations={})
+@pytest.mark.parametrize("name", ["creations", "vectors", "src", "steps"])
+def test_an_unknown_keyword_is_refused(place: Path, name: str) -> None:
+    with pytest.raises(TypeError, match=f"no option '{name}'"):
+        small_map(**{name: {}})
 
 
 def test_what_the_user_should_check_is_a_warning(place: Path) -> None:

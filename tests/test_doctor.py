@@ -111,7 +111,7 @@ def test_a_foreign_proj_is_found_and_the_variable_named(tmp_path):
 
     program = (
         "import os; from earthgate_geo.doctor import check, geodata;"
-        "found = check.look('PROJ', geodata.proj, geodata.mend(geodata.foreign(os.environ)));"
+        "found = check.look('PROJ', geodata.proj, geodata.mend(geodata.leaders(os.environ)));"
         "print(found.state, found.fix)"
     )
     told = subprocess.run(
@@ -129,6 +129,9 @@ def test_only_variables_that_lead_out_of_the_environment_are_foreign(tmp_path):
     own = str(Path(sys.prefix) / "share" / "proj")
 
     assert geodata.foreign({"PROJ_DATA": own, "PROJ_LIB": "", "HOME": str(tmp_path)}) == {}
+    assert geodata.mend(geodata.leaders({"PROJ_LIB": "", "HOME": own})) == (
+        "unset PROJ_LIB, which another program set"
+    )
     assert geodata.environment({"GDAL_DATA": "/usr/share/gdal"}) == Doubt(
         "GDAL_DATA=/usr/share/gdal: files of another installation",
         "unset GDAL_DATA, which another program set",
@@ -180,6 +183,9 @@ def test_local_files_that_are_broken_or_without_their_base_are_named(tmp_path):
     model = load_model(base)
     save_adapter(tmp_path / "a.adapter.safetensors", model, record=record)
     assert models.model_folder(tmp_path) == f"{tmp_path}, 2 files, all of them readable"
+    assert models.model_folder(base) == Doubt(
+        f"{base} is a file", "set EARTHGATE_MODELS to a folder"
+    )
 
     save_model(base, small_segmenter(seed=1), card={})
     (tmp_path / "b.safetensors").write_bytes(b"x" * 99)

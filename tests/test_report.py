@@ -213,6 +213,8 @@ def test_classes_have_shares_and_hectares_before_and_after_and_in_the_map() -> N
         *("100.0%", "62.5%"),
     ]
     assert "The map: counted pixel by pixel" in text
+    inside = render(document(provenance={"mapped": "only inside --aoi"}), shown())
+    assert "The map: only inside --aoi, counted pixel by pixel" in inside
 
 
 def test_areas_of_the_whole_scene_are_no_estimate() -> None:

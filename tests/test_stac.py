@@ -15,6 +15,7 @@ from rasters import RasterSpec, write_raster
 from shapely.geometry import shape
 
 from earthgate_cli.main import main
+from earthgate_cli.summary import batch_lines
 
 MODEL = ("--model", "open.safetensors", "--runtime", "torch")
 
@@ -294,6 +295,7 @@ def test_a_batch_is_a_collection_that_grows(place, capsys) -> None:
 
     assert code == 0, err
     assert json.loads(text)["collection"] == str(Path("maps/collection.json"))
+    assert [*batch_lines(json.loads(text))][-1] == f"wrote {Path('maps/collection.json')}"
     found = valid(Path("maps/collection.json"), STACObjectType.COLLECTION)
     assert found["extent"]["temporal"]["interval"] == [
         ["2020-02-03T04:05:06Z", "2024-05-01T10:20:30Z"]

@@ -77,6 +77,8 @@ def batch_lines(document: Document) -> Iterator[str]:
     if any(entry["earlier"] for entry in failed):
         yield "map those that failed before again with --retry-failed"
     yield f"wrote {document['manifest']}"
+    if "collection" in document:
+        yield f"wrote {document['collection']}"
 
 
 def adapt_lines(document: Document) -> Iterator[str]:

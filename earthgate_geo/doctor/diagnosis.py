@@ -39,7 +39,7 @@ def diagnose(
         as JSON values.
     """
     checks = [
-        *_libraries(geodata.foreign(environment or {})),
+        *_libraries(environment or {}),
         *machine.processors(),
         *_models(model_folder),
         *_places(cache_folder),
@@ -54,13 +54,13 @@ def diagnose(
     }
 
 
-def _libraries(foreign: Mapping[str, str]) -> Iterator[Check]:
+def _libraries(environment: Mapping[str, str]) -> Iterator[Check]:
     yield look("packages", packages.needed, REINSTALL)
     for name in packages.COMPILED:
         yield look(name, partial(packages.imported, name), _MENDS.get(name, REINSTALL))
     for name in packages.extras():
         yield look(f"extra {name}", partial(packages.extra, name), REINSTALL)
-    mend = geodata.mend(foreign)
+    mend, foreign = geodata.mend(geodata.leaders(environment)), geodata.foreign(environment)
     yield look("GDAL", geodata.gdal, mend)
     yield look("PROJ", geodata.proj, mend)
     yield look("GeoPackage", geodata.geopackage, mend)
@@ -70,7 +70,7 @@ def _libraries(foreign: Mapping[str, str]) -> Iterator[Check]:
 def _models(folder: Path | None) -> Iterator[Check]:
     yield look("default model", models.default_model, REINSTALL)
     yield look("OpenVINO", models.openvino, _TORCH)
-    yield look("mapping", models.mapping, _TORCH)
+    yield look("mapping", models.mapping, REINSTALL)
     if folder is not None:
         told = "set EARTHGATE_MODELS to a folder that can be read"
         yield look("model folder", partial(models.model_folder, folder), told)

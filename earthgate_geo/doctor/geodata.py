@@ -20,9 +20,14 @@ def foreign(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def mend(foreign: Mapping[str, str]) -> str:
+def leaders(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that lead GDAL and PROJ anywhere, empty ones, too."""
+    return {name: environment[name] for name in _LEADERS if name in environment}
+
+
+def mend(leading: Mapping[str, str]) -> str:
     """Say what to do where GDAL or PROJ is broken."""
-    return f"unset {' and '.join(foreign)}, which another program set" if foreign else REINSTALL
+    return f"unset {' and '.join(leading)}, which another program set" if leading else REINSTALL
 
 
 def environment(foreign: Mapping[str, str]) -> str | Doubt:

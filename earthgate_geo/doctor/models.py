@@ -49,8 +49,10 @@ def mapping() -> str | Doubt:
 
 def model_folder(folder: Path) -> str | Doubt:
     """Look through the local models for files that do not open and adapters without a base."""
-    if not folder.is_dir():
+    if not folder.exists():
         return f"{folder}, not there yet"
+    if not folder.is_dir():
+        return Doubt(f"{folder} is a file", "set EARTHGATE_MODELS to a folder")
     problems: list[str] = []
     headers = dict(_readable(folder, problems))
     file_digest = import_module("earthgate_geo.model_file").file_digest

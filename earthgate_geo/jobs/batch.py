@@ -339,7 +339,7 @@ def made_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             found=f"the folder {folder} cannot be made ({error.strerror})",
-            fix="Give another with --out-dir",
+            fix="Give another folder",
         ) from error
     try:
         yield

@@ -137,6 +137,7 @@ def provenance(job: Job, document: Mapping[str, Any]) -> Document:
     model, grid = document["model"], document["grid"]
     gsd = " x ".join(f"{side_m:.4g}" for side_m in grid["gsd"])
     mapped = {key: document[key] for key in ("runtime", "precision") if key in document}
+    inside = {"mapped": "only inside --aoi"} if job.area and mapped else {}
     kept = ("policy", "steps", "seed", "trained_parameters", "temperature", "seconds")
     return {
         "earthgate": __version__,
@@ -146,5 +147,6 @@ def provenance(job: Job, document: Mapping[str, Any]) -> Document:
         "bands": job.bands,
         "normalisation": asdict(job.radiometry),
         "network": {"gsd_m": document["gsd"], "tile_px": document["tile_px"], **mapped},
+        **inside,
         **{key: document[key] for key in kept},
     }

@@ -156,8 +156,8 @@ def _job(
     if fill := scene.likely_fill(bands):
         value, share = fill
         monitor.warn(
-            f"{share:.0%} of {scene.name} is {value:g} in every band, and taken for data like all "
-            f"else. If nothing was recorded there, pass --nodata {value:g}."
+            f"{share:.0%} of {scene.name} is {value} in every band, and taken for data like all "
+            f"else. If nothing was recorded there, pass --nodata {value}."
         )
     return Job(
         scene=scene,

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -161,6 +161,9 @@ class Scene:
         self.scaling = (float(source.scales[0]), float(source.offsets[0]))
         """Scale and offset by which the first band's numbers become quantities; not applied."""
 
+        if described is not None and options.nodata is None and set(source.nodatavals) == {None}:
+            told = described.nodata
+            options = replace(options, nodata=told if _can_hold(dtype, told) else None)
         self._source = source
         self._options = options
         _check_options(self)
@@ -300,17 +303,17 @@ class Scene:
     def likely_fill(self, bands: Sequence[int]) -> tuple[float, float] | None:
         """Return the value that seems to stand for no data, and its share of the valid pixels.
 
-        It is the least or the largest value of all, on a tenth of the pixels, in all bands.
+        It is the least or the largest value of ``bands``, on a tenth of the pixels in all bands of
+        the file, as ``nodata`` would need it, but not everywhere.
         """
-        pixels = self.preview(bands)
-        known = pixels.values[:, pixels.valid]
-        if not known.size:
+        value, share = _end_value(self.preview(bands))
+        if share < _FILL_SHARE:
             return None
-        shares = {
-            float(end): float((known == end).all(0).mean()) for end in (known.min(), known.max())
-        }
-        value, share = max(shares.items(), key=lambda found: found[1])
-        return (value, share) if share >= _FILL_SHARE else None
+        pictures = [n for n, meaning in enumerate(self.meanings, start=1) if meaning != ALPHA]
+        # Only now: there may be many bands.
+        pixels = self.preview(pictures)
+        share = float((pixels.values[:, pixels.valid] == value).all(0).mean())
+        return (value, share) if _FILL_SHARE <= share < 1 else None
 
     def digest(self) -> str:
         """Return a hex digest of the files' sizes and times, of grid, type and options.
@@ -400,6 +403,12 @@ class _Described:
     item: SourceItem
     images: tuple[ItemAsset, ...]
 
+    @property
+    def nodata(self) -> float | None:
+        """The value without data in all of the images, if the Item names one."""
+        found = {image.nodata for image in self.images}
+        return found.pop() if len(found) == 1 else None
+
 
 def _described(path: str, assets: tuple[str, ...]) -> _Described | None:
     if is_item(path):
@@ -438,6 +447,16 @@ def _named_by(described: _Described, found: tuple[str | None, ...]) -> tuple[str
             fix=f"Give the file itself and --bands: --src {images[0].href}",
         )
     return (*named, *(name if name == ALPHA else None for name in found[len(named) :]))
+
+
+def _end_value(pixels: Pixels) -> tuple[float, float]:
+    """Return the least or the largest value, whichever more pixels have, and their share."""
+    known = pixels.values[:, pixels.valid]
+    if not known.size:
+        return 0, 0.0
+    ends = known.min().item(), known.max().item()
+    shares = {end: float((known == end).all(0).mean()) for end in ends}
+    return max(shares.items(), key=lambda found: found[1])
 
 
 def _open(path: str) -> DatasetReader:
@@ -507,6 +526,13 @@ def _common_dtype(dtypes: Sequence[str], path: str) -> np.dtype[Any]:
     return np.dtype(np.result_type(*dtypes))
 
 
+def _can_hold(dtype: np.dtype[Any], value: float | None) -> bool:
+    if value is None or dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value <= limits.max and float(value).is_integer())
+
+
 def _check_options(scene: Scene) -> None:
     options = scene._options
     for meaning, band in (options.bands or {}).items():
@@ -515,10 +541,9 @@ def _check_options(scene: Scene) -> None:
                 found=f"--bands {meaning}={band}, but {scene.path} has {scene.count} bands",
                 expected=f"a number in 1..{scene.count}",
             )
-    if options.nodata is None or np.dtype(scene.dtype).kind == "f":
-        return
-    limits = np.iinfo(scene.dtype)
-    if not (limits.min <= options.nodata <= limits.max and float(options.nodata).is_integer()):
+    dtype = np.dtype(scene.dtype)
+    if not _can_hold(dtype, options.nodata):
+        limits = np.iinfo(dtype)
         raise InputError(
             found=f"--nodata {options.nodata:g}, a value that {scene.path} cannot hold",
             expected=f"a whole number in {limits.min}..{limits.max}",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import url2pathname
 
 from earthgate_geo.errors import DataError, InputError, MissingDependencyError
 from earthgate_geo.raster.bands import RGB, described_band
@@ -42,6 +43,9 @@ class ItemAsset:
 
     media_type: str
     """Its type, empty where the Item does not say."""
+
+    nodata: float | None = None
+    """The number that stands for no data in all of its bands, if the Item names one."""
 
     @property
     def is_image(self) -> bool:
@@ -146,7 +150,7 @@ def read_item(path: str) -> SourceItem:
     href = make_absolute_href(path)
     assets = {
         # Not through the Item's own link: one that was downloaded with its files names its origin.
-        name: make_absolute_href(asset.href, href)
+        name: _place(make_absolute_href(asset.href, href))
         for name, asset in item.assets.items()
     }
     return SourceItem(
@@ -159,6 +163,7 @@ def read_item(path: str) -> SourceItem:
                 meanings=_meanings(name, asset.extra_fields),
                 roles=frozenset(asset.roles or ()),
                 media_type=asset.media_type or "",
+                nodata=_nodata(asset.extra_fields),
             )
             for name, asset in item.assets.items()
         ),
@@ -171,6 +176,28 @@ def missing_pystac(what: str) -> MissingDependencyError:
         found=f"{what} needs the library pystac, which is not installed",
         fix="Install it with: pip install 'earthgate-geo[stac]'",
     )
+
+
+def _place(href: str) -> str:
+    """Return what GDAL opens of an absolute href, whose characters may be written as in URLs."""
+    address = urlsplit(href)
+    if address.scheme == "file":
+        return url2pathname(address.path)
+    if "://" in href:
+        return quote(href, safe="%/:?#[]@!$&'()*+,;=~")
+    plain = unquote(href)
+    return plain if not Path(href).exists() and Path(plain).exists() else href
+
+
+def _nodata(fields: Mapping[str, Any]) -> float | None:
+    """Return the number without data of all bands; STAC also has words, as for NaN."""
+    own = [{"nodata": fields.get("nodata")}]
+    for bands in (fields.get("bands"), fields.get("raster:bands"), own):
+        named = {band.get("nodata") for band in bands or ()} - {None}
+        if named:
+            value = named.pop()
+            return value if not named and isinstance(value, int | float) else None
+    return None
 
 
 def _zoned(moment: datetime) -> datetime:

@@ -36,6 +36,7 @@ def _assert_same_place_and_validity(found_path, scene_path):
     assert set(np.unique(classes)) <= {0, 1, 2, 3, 4, 255}
 
 
+@pytest.mark.slow
 def test_the_packaged_model_adapts_to_a_sample_scene_and_maps_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene = SAMPLES / "town_irrg.tif"

@@ -307,3 +307,39 @@ def test_a_rotated_grid_survives_the_stacking(folder) -> None:
     with open_scene(item) as scene, open_scene(Path(folder / "data" / "red.tif")) as one:
         assert scene.grid == one.grid
         assert scene.grid.transform == turned
+
+
+@pytest.mark.parametrize("listed", ["bands", "raster:bands"])
+def test_a_value_without_data_that_an_item_names_counts_where_the_file_names_none(folder, listed):
+    pixels = np.full((3, 40, 50), 9, np.uint8)
+    pixels[:, :10] = 0
+    for name, nodata in (("bare", None), ("told", 9)):
+        write_raster(folder / "data" / f"{name}.tif", RasterSpec(nodata=nodata), values=pixels)
+    valid = {}
+    for name in ("bare", "told"):
+        entry = asset(name, "red", "green", "blue")
+        entry[listed] = [band | {"nodata": 0} for band in entry.get(listed, entry["bands"])]
+        valid[name] = image(write_item(folder / f"{name}.json", {"image": entry})).valid
+
+    assert not valid["bare"][:10].any()
+    assert valid["bare"][10:].all()
+    assert not valid["told"][10:].any()
+
+
+@pytest.mark.parametrize("nodata", ["nan", -9999, None])
+def test_a_value_without_data_that_no_pixel_can_be_hides_nothing(folder, nodata):
+    write_raster(folder / "data" / "a.tif")
+    item = write_item(folder / "a.json", {"a": asset("a", "red", "green", "blue", nodata=nodata)})
+
+    assert image(item).valid.all()
+
+
+def test_hrefs_may_be_written_as_in_urls(folder):
+    pixels = write_raster(folder / "data" / "ä nir.tif")
+    written = ["./data/%C3%A4%20nir.tif", (folder / "data" / "ä nir.tif").as_uri()]
+
+    for href in [*written, "./data/ä nir.tif"]:
+        item = write_item(
+            folder / "a.json", {"a": asset("a", "red", "green", "blue") | {"href": href}}
+        )
+        assert np.array_equal(image(item).values, pixels)

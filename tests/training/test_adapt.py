@@ -270,7 +270,7 @@ def test_light_and_outlines_are_those_of_the_bands_and_not_of_the_heights(
     write_raster(tmp_path / "dsm.tif", RasterSpec(bands=1, rows=200, cols=240, dtype="float32"))
     looked_at = []
     monkeypatch.setattr(
-        "earthgate_geo.training.adapt.restrain",
+        "earthgate_geo.training.aligned.restrain",
         lambda _, images, __: looked_at.append(images) or [],
     )
 
@@ -306,7 +306,7 @@ def test_labels_know_better_than_statistics(tmp_path, loaded):
 
 def _restrained(monkeypatch):
     held = Restraint(index=2, offset=-1.5, clearer=1.4)
-    monkeypatch.setattr("earthgate_geo.training.adapt.restrain", lambda *_: [held])
+    monkeypatch.setattr("earthgate_geo.training.aligned.restrain", lambda *_: [held])
     return {"index": 2, "offset": -1.5, "clearer": 1.4, "name": CLASSES.names[2]}
 
 
