@@ -164,6 +164,7 @@ def test_a_result_that_exists_is_refused(folder, capsys) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_result(folder, start) -> None:
     code = "import sys; from earthgate_cli.main import main; sys.exit(main(sys.argv[1:]))"
     long = [*SMALL, "--steps", "100000", "--out", ".", "--watch-stdin", "--progress", "json"]

@@ -49,6 +49,7 @@ def test_ctrl_c_ends_the_engine_and_leaves_nothing(place, start) -> None:
     assert_it_ended_well(child, place, before)
 
 
+@pytest.mark.slow
 def test_a_closed_stdin_ends_the_engine_and_leaves_nothing(place, start) -> None:
     before = files(place)
     child = start(ENGINE, *ADAPT, "--watch-stdin")
@@ -60,6 +61,7 @@ def test_a_closed_stdin_ends_the_engine_and_leaves_nothing(place, start) -> None
     assert_it_ended_well(child, place, before)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_interrupted_keeps_its_manifest_and_goes_on(place, start) -> None:
     write_raster(place / "large.tif", RasterSpec(rows=2000, cols=2000))
     batch = [

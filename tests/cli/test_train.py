@@ -334,6 +334,7 @@ def test_a_published_recipe_brings_its_policy_unless_another_is_given(place, cap
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
 def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(place, start, capsys) -> None:
     command = [*TRAIN, "--steps", "40", "--progress", "json"]

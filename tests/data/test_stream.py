@@ -145,6 +145,7 @@ def test_a_crop_larger_than_the_patch_is_filled_up(source):
     assert (labels == UNKNOWN).any()
 
 
+@pytest.mark.slow
 def test_workers_of_a_loader_give_the_steps_in_order(source, target):
     stream = StepStream(source, target, recipe=RECIPE, first_step=1)
     loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")

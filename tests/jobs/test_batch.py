@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_made_is_refused(scenes) -> None:
         earthgate_geo.run_batch(replace(BATCH, out_dir=Path("text.tif/out")), SILENT)
 
     assert str(refusal.value).startswith(f"the folder {Path('text.tif/out')} cannot be made (")
-    assert str(refusal.value).endswith("). Give another with --out-dir.")
+    assert str(refusal.value).endswith("). Give another folder.")
 
 
 def test_a_plan_counts_what_is_left_and_writes_nothing(place, scenes) -> None:

@@ -230,6 +230,7 @@ def test_every_runtime_agrees_with_plain_torch_on_sample_tiles(
     assert apart < most_apart
 
 
+@pytest.mark.slow
 @WAYS
 def test_every_runtime_agrees_with_plain_torch_on_real_scenes(
     runtime: str, precision: str, least_share: float, most_apart: float, shared_data: Path

@@ -251,6 +251,7 @@ def test_a_network_that_cannot_be_converted_is_refused(model: LoadedModel) -> No
     assert str(error.value).endswith("). Add --runtime torch.")
 
 
+@pytest.mark.slow
 def test_openvino_tells_nobody() -> None:
     # A process of its own: here, some other library may have imported OpenVINO before.
     code = (
@@ -280,6 +281,7 @@ signal.raise_signal(signal.SIGTERM)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_after_two_networks_finds_its_stack(kept: Path, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.safetensors")
 

@@ -45,6 +45,7 @@ def install(source, place, *, version="0.1.0", cancelled=lambda: False):
     return python, log
 
 
+@pytest.mark.slow
 def test_a_wheel_is_installed_found_and_kept_until_a_newer_one(tmp_path, place):
     old = wheel(tmp_path / "old")
     first, log = install(old, place)

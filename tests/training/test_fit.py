@@ -415,6 +415,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", joint_run.CHOICES)
 def test_two_processes_train_as_one_with_their_batches_joined(tmp_path, two_processes, policy):
     joint_run.train(tmp_path, 1, policy)
