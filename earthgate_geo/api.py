@@ -240,7 +240,7 @@ def _check(options: Mapping[str, Any], known: type) -> None:
     for name in options:
         if name not in known.__annotations__:
             raise TypeError(
-                f"there is no option {name!r}; help({known.__name__}) has those there are"
+                f"there is no option {name!r}: see help(earthgate_geo.api.{known.__name__})"
             )
 
 

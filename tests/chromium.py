@@ -108,7 +108,7 @@ class Browser:
 def browser(folder: Path) -> Iterator[Browser]:
     """Start Chromium with a fresh profile in a folder; skip where there is none."""
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("no chromium on this machine")  # .ci/run installs one
     theirs_in, commands = os.pipe()
     answers, theirs_out = os.pipe()
     # It reads commands from file 3 and answers on file 4.

@@ -21,6 +21,7 @@ from earthgate_geo.jobs.engines import Engines
 from earthgate_geo.mapping.stream import MapTask
 from earthgate_geo.model_file import LoadedModel
 from earthgate_geo.monitor import Monitor
+from earthgate_geo.raster.fill import likely_fill
 from earthgate_geo.raster.read import Radiometry, Scene
 from earthgate_geo.request import AdaptRequest, EvaluateRequest, MapRequest
 from earthgate_geo.training.tiles import SceneView
@@ -153,7 +154,7 @@ def _job(
     )
     if plan.note:
         monitor.warn(plan.note)
-    if fill := scene.likely_fill(bands):
+    if fill := likely_fill(scene, bands):
         value, share = fill
         monitor.warn(
             f"{share:.0%} of {scene.name} is {value} in every band, and taken for data like all "

@@ -25,13 +25,11 @@ from earthgate_geo.errors import BandError, DataError, EmptySceneError, InputErr
 from earthgate_geo.raster.bands import ALPHA, band_meanings, choose_bands
 from earthgate_geo.raster.georeference import read_grid
 from earthgate_geo.raster.grid import Grid, Size, Tiling, Window
-from earthgate_geo.raster.stac_item import ItemAsset, SourceItem, is_item, read_item
+from earthgate_geo.raster.stac_item import DescribedScene, ItemAsset, described_scene
 from earthgate_geo.raster.stack import stacked
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Usual bound of GDAL's block cache."""
-
-_FILL_SHARE = 0.1
 
 COARSE_PX = 1024
 """Longest side of the decimated read that statistics and estimates come from."""
@@ -109,7 +107,7 @@ def open_scene(path: str | Path, options: SceneOptions | None = None) -> "Scene"
     """
     options = options or SceneOptions()
     with rasterio.Env():  # without one, GDAL writes its warnings to stderr itself
-        described = _described(str(path), options.assets)
+        described = described_scene(str(path), options.assets)
         source = _open(str(path)) if described is None else _open_assets(described.images)
         try:
             return Scene(source, str(path), options, described)
@@ -137,7 +135,7 @@ class Scene:
         source: DatasetReader,
         path: str,
         options: SceneOptions,
-        described: "_Described | None" = None,
+        described: DescribedScene | None = None,
     ) -> None:
         self.path = path
         self.name = Path(path).stem
@@ -155,7 +153,7 @@ class Scene:
         self.item = None if described is None else described.item
         """The STAC Item that it comes from."""
         if described is not None:
-            self.meanings = _named_by(described, self.meanings)
+            self.meanings = described.meanings(self.meanings)
         self.files: tuple[str, ...] = tuple(source.files)
         """The files that GDAL reads."""
         self.scaling = (float(source.scales[0]), float(source.offsets[0]))
@@ -300,21 +298,6 @@ class Scene:
             self._coarse[key] = pixels
         return pixels
 
-    def likely_fill(self, bands: Sequence[int]) -> tuple[float, float] | None:
-        """Return the value that seems to stand for no data, and its share of the valid pixels.
-
-        It is the least or the largest value of ``bands``, on a tenth of the pixels in all bands of
-        the file, as ``nodata`` would need it, but not everywhere.
-        """
-        value, share = _end_value(self.preview(bands))
-        if share < _FILL_SHARE:
-            return None
-        pictures = [n for n, meaning in enumerate(self.meanings, start=1) if meaning != ALPHA]
-        # Only now: there may be many bands.
-        pixels = self.preview(pictures)
-        share = float((pixels.values[:, pixels.valid] == value).all(0).mean())
-        return (value, share) if _FILL_SHARE <= share < 1 else None
-
     def digest(self) -> str:
         """Return a hex digest of the files' sizes and times, of grid, type and options.
 
@@ -396,67 +379,12 @@ class Scene:
         )
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What an Item says of a scene."""
-
-    item: SourceItem
-    images: tuple[ItemAsset, ...]
-
-    @property
-    def nodata(self) -> float | None:
-        """The value without data in all of the images, if the Item names one."""
-        found = {image.nodata for image in self.images}
-        return found.pop() if len(found) == 1 else None
-
-
-def _described(path: str, assets: tuple[str, ...]) -> _Described | None:
-    if is_item(path):
-        item = read_item(path)
-        return _Described(item, item.images(assets))
-    if assets:
-        raise InputError(
-            found=f"--asset {assets[0]} for {path}",
-            expected="a STAC Item, whose name ends in .json",
-        )
-    return None
-
-
 def _open_assets(images: Sequence[ItemAsset]) -> DatasetReader:
     if len(images) == 1:
         return _open(images[0].href)
     with ExitStack() as stack:
         parts = {each.name: stack.enter_context(_open(each.href)) for each in images}
         return _open(stacked(parts))
-
-
-def _named_by(described: _Described, found: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """Return what the bands show: what the Item says of any of them, else what the file does."""
-    images = described.images
-    if len(images) > 1:
-        named = tuple(each.meanings[0] if each.meanings else None for each in images)
-    else:
-        named = images[0].meanings
-    if not any(named):
-        return found
-    if len(named) > len(found):
-        raise DataError(
-            found=f"{described.item.href} lists {len(named)} bands of the asset {images[0].name}, "
-            f"whose file has {len(found)}",
-            expected="as many",
-            fix=f"Give the file itself and --bands: --src {images[0].href}",
-        )
-    return (*named, *(name if name == ALPHA else None for name in found[len(named) :]))
-
-
-def _end_value(pixels: Pixels) -> tuple[float, float]:
-    """Return the least or the largest value, whichever more pixels have, and their share."""
-    known = pixels.values[:, pixels.valid]
-    if not known.size:
-        return 0, 0.0
-    ends = known.min().item(), known.max().item()
-    shares = {end: float((known == end).all(0).mean()) for end in ends}
-    return max(shares.items(), key=lambda found: found[1])
 
 
 def _open(path: str) -> DatasetReader:

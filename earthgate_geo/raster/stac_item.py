@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from earthgate_geo.errors import DataError, InputError, MissingDependencyError
-from earthgate_geo.raster.bands import RGB, described_band
+from earthgate_geo.raster.bands import ALPHA, RGB, described_band
 
 COLLECTION_NAME = "collection.json"
 """Name of the Collection in a folder of maps."""
@@ -107,6 +107,66 @@ class SourceItem:
         raise InputError(
             found=f"--asset {name} for {self.href}", expected=f"one of {_listed(self.assets)}"
         )
+
+
+@dataclass(frozen=True)
+class DescribedScene:
+    """What an Item says of a scene."""
+
+    item: SourceItem
+    """The Item."""
+
+    images: tuple[ItemAsset, ...]
+    """The asset that is the image, or those that are its bands."""
+
+    @property
+    def nodata(self) -> float | None:
+        """The value without data in all of the images, if the Item names one."""
+        found = {image.nodata for image in self.images}
+        return found.pop() if len(found) == 1 else None
+
+    def meanings(self, found: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """Return what the bands show: what the Item says of any of them, else what the file does.
+
+        Args:
+            found: What the file says of its bands.
+
+        Raises:
+            DataError: The Item lists more bands than the file has.
+        """
+        first = self.images[0]
+        if len(self.images) > 1:
+            named = tuple(each.meanings[0] if each.meanings else None for each in self.images)
+        else:
+            named = first.meanings
+        if not any(named):
+            return found
+        if len(named) > len(found):
+            raise DataError(
+                found=f"{self.item.href} lists {len(named)} bands of the asset {first.name}, "
+                f"whose file has {len(found)}",
+                expected="as many",
+                fix=f"Give the file itself and --bands: --src {first.href}",
+            )
+        return (*named, *(name if name == ALPHA else None for name in found[len(named) :]))
+
+
+def described_scene(path: str, assets: tuple[str, ...]) -> DescribedScene | None:
+    """Read what is said of a scene that is given as an Item; None for any other file.
+
+    Raises:
+        InputError: There is no such Item or asset, or assets are named of what is no Item.
+        DataError, MissingDependencyError: As ``read_item`` and ``SourceItem.images``.
+    """
+    if is_item(path):
+        item = read_item(path)
+        return DescribedScene(item, item.images(assets))
+    if assets:
+        raise InputError(
+            found=f"--asset {assets[0]} for {path}",
+            expected="a STAC Item, whose name ends in .json",
+        )
+    return None
 
 
 def is_item(path: str) -> bool:
