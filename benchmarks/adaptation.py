@@ -104,15 +104,16 @@ def run_all(  # noqa: PLR0913 - one argument per option
         for way, seed, target in product(ways, range(seeds), targets(kinds)):
             if way in ("source", "oracle") and seed:
                 continue
-            path = work / f"{target.name}.{_named(way, policy)}.s{seed}.json"
+            path = _file(work, target, way, policy, seed)
             if not path.exists():
                 started.append(pool.submit(one, path, target, way, seed))
     for each in started:
         each.result()  # a run that failed fails here, once the others are done
 
 
-def _named(way: str, policy: str) -> str:
-    return way if policy == Policy.GATE.value or way == "source" else f"{way}-{policy}"
+def _file(work: Path, target: Target, way: str, policy: str, seed: int) -> Path:
+    named = way if policy == Policy.GATE.value or way == "source" else f"{way}-{policy}"
+    return work / f"{target.name}.{named}.s{seed}.json"
 
 
 @main.command()
@@ -249,6 +250,7 @@ def write_page(work: Path) -> None:
     rows = [(kind, *_row([r for t, r in found.items() if t.kind == kind])) for kind in kinds]
     write(PAGE, "summary", table(head, [*rows, ("**all**", *_row(list(found.values())))]))
     write(PAGE, "labels", _labels(found))
+    write(PAGE, "policies", _policies(work))
     write(PAGE, "guard", _guard([run for runs in found.values() for run in runs["adapt"]]))
     head = ("target", "source", "aligned", "trained, raw", "kept", "ten polygons", "oracle", "s")
     lines = [(target.name, *_line(runs)) for target, runs in found.items() if runs["source"]]
@@ -329,6 +331,39 @@ def _labels(found: dict[Target, dict[str, list[Document]]]) -> str:
         )
     head = ("targets", "runs", "source", "aligned", "ten polygons", "oracle", "gap closed")
     return table((*head, "better than aligned", "kept"), lines)
+
+
+def _policies(work: Path) -> str:
+    """Tell what the policies make of the same ten polygons, where the gate was run, too."""
+    by_policy = {
+        policy: {
+            (target.name, seed): json.loads(path.read_text(encoding="utf-8"))
+            for target, seed in product(targets(), SEEDS)
+            if (path := _file(work, target, "labels", policy, seed)).exists()
+        }
+        for policy in Policy
+    }
+    gate, lines = by_policy[Policy.GATE], []
+    for policy, runs in by_policy.items():
+        pairs = [(runs[key], gate[key]) for key in runs if key in gate]
+        if not pairs:
+            continue
+        own = [run["score"]["miou"] for run, _ in pairs]
+        gains = [run["score"]["miou"] - rival["score"]["miou"] for run, rival in pairs]
+        spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+        lines.append(
+            (
+                policy.value,
+                str(len(pairs)),
+                f"{statistics.mean(own):.1f}",
+                f"{statistics.mean(gains):.1f}{spread}",
+                f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
+                f"{statistics.mean(run['trained'] for run, _ in pairs):,.0f}",
+                f"{statistics.mean(run['adapting'] for run, _ in pairs):.0f}",
+            )
+        )
+    head = ("policy", "runs", "mean IoU", "minus gate, run by run", "better", "parameters", "s")
+    return table(head, lines)
 
 
 def _guard(runs: list[Document]) -> str:

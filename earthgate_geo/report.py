@@ -132,7 +132,7 @@ def remarks(decision: str, evidence: Mapping[str, Any]) -> list[str]:
     if evidence["source"]["label_probabilities"] is None or evidence["labels_held_back"]:
         return [*shown, calibrated]
     few = (
-        "The labels lie in too few places to keep any out of training: the guard saw those that "
+        "The labels are too few to keep any out of training: the guard saw those that "
         "trained, and cannot tell learning from memorising."
     )
     return [*shown, few, calibrated]
@@ -167,7 +167,7 @@ def _shown(choice: Mapping[str, Any]) -> str:
     """Say how the scene is shown to the network."""
     order, gamma = choice["view"]["order"], choice["view"]["gamma"]
     bands = order and f"its bands in the order {', '.join(str(band + 1) for band in order)}"
-    tones = gamma != 1 and f"{'darker' if gamma > 1 else 'brighter'} tones (gamma {gamma:g})"
+    tones = gamma != 1 and f"{'darker' if gamma > 1 else 'brighter'} tones (gamma {gamma:.3g})"
     return (
         f"the network sees the scene with {' and '.join(filter(None, (bands, tones)))}, which is "
         f"{choice['before'] / choice['after']:.1f} times closer to its training images"
@@ -198,7 +198,10 @@ def advice(decision: str, evidence: Mapping[str, Any], names: Sequence[str]) -> 
     """Return what to do next."""
     labelled = evidence["source"]["label_probabilities"] is not None
     if labelled and not evidence["labels_held_back"]:
-        return "Next: label at least 5 places apart, so that some can be kept to judge by."
+        return (
+            "Next: look at the map, label more places where it is wrong, and adapt again; of "
+            "twenty places or more, some are kept to judge by."
+        )
     if labelled:
         return "Next: look at the map, label places where it is wrong, and adapt again."
     if decision == "adapted":

@@ -114,7 +114,7 @@ def test_the_remarks_say_where_confidence_is_not_calibrated() -> None:
 
 def test_the_remarks_warn_where_the_guard_saw_labels_that_trained() -> None:
     assert remarks("adapted", LABELLED)[0] == (
-        "The labels lie in too few places to keep any out of training: the guard saw those that "
+        "The labels are too few to keep any out of training: the guard saw those that "
         "trained, and cannot tell learning from memorising."
     )
     assert len(remarks("adapted", HELD_BACK)) == 1
@@ -138,7 +138,8 @@ def test_the_advice_follows_from_the_decision_and_the_labels() -> None:
         "Next: look at the map, label places where it is wrong, and adapt again."
     )
     assert advice("adapted", LABELLED, NAMES) == (
-        "Next: label at least 5 places apart, so that some can be kept to judge by."
+        "Next: look at the map, label more places where it is wrong, and adapt again; of twenty "
+        "places or more, some are kept to judge by."
     )
 
 

@@ -89,6 +89,9 @@ class AdaptOptions:
     replay_weight: float = 0.05
     """Weight of a pixel pasted from a replay tile, against at most 1 of a pseudo-label."""
 
+    interpolation: float = 0.7
+    """How far the weights go from where they started to where training took them, 0..1."""
+
     guard_tiles: int = 16
     """Tiles that the guard looks at."""
 
@@ -292,15 +295,22 @@ class _Run:
         return forget_heights(strengthen(images, self.rng), self.rng, bands=bands)
 
     def train(self, monitor: Monitor) -> list[float]:
-        """Take the steps; the model ends as the averaged teacher. Returns the losses."""
+        """Take the steps; the model ends on the way to the averaged teacher. Returns the losses.
+
+        Source:
+            Weight-space ensembles of Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+            models" (WiSE-FT), arXiv:2109.01903. How far is ours (benchmarks/adaptation.md).
+        """
         options, labelled = self.options, self.tiles.labelled
+        parameters = self.tuner.parameters
+        started = {name: each.detach().clone() for name, each in parameters.items()}
         schedule = Schedule(
             steps=options.steps or DEFAULT_STEPS,
             learning_rate=options.labelled_rate if labelled else options.learning_rate,
             seconds=None if options.minutes is None else 60 * options.minutes,
         )
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
-        self._average = WeightAverage(self.tuner.parameters, decay=0.99)
+        self._average = WeightAverage(parameters, decay=0.99)
         if labelled:
             self._label_offsets = self._offsets()
 
@@ -311,6 +321,9 @@ class _Run:
 
         losses = run(step_loss, optimizer, self._average, schedule=schedule, monitor=monitor)
         self._average.copy_to_model()
+        with torch.no_grad():
+            for name, each in parameters.items():
+                each.lerp_(started[name], 1 - options.interpolation)
         return losses
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -25,6 +25,10 @@ HELD_BACK_SHARE = 0.2
 MIN_BLOCKS = 5
 """Fewer labelled blocks than this all train; the guard then sees the labels that train."""
 
+ENOUGH_BLOCKS, ENOUGH_TILES = 20, 3.0
+"""So do fewer blocks than this with labels for less than so many tiles. Two held back of ten
+things judge a model no better than a coin, and are missed in training."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneView:
@@ -187,7 +191,9 @@ class SceneTiles:
         values: dict[_Block, set[int]] = defaultdict(set)
         for place, row, col, value in spots:
             values[place, *self._scenes[place].block(row, col)].add(value)
-        if len(values) < MIN_BLOCKS:
+        labelled_tiles = sum(scene.labelled_tiles for scene in self._scenes)
+        few = len(values) < ENOUGH_BLOCKS and labelled_tiles < ENOUGH_TILES
+        if few or len(values) < MIN_BLOCKS:
             return spots
         left = round(HELD_BACK_SHARE * len(values))
         blocks = sorted(values)
@@ -246,6 +252,13 @@ class _Cut:
         size = self.grid.size
         share = self._dataset.scene.valid_share(Window(0, 0, size))
         return share * (size.rows / self._tile.rows) * (size.cols / self._tile.cols)
+
+    @property
+    def labelled_tiles(self) -> float:
+        """How many tiles the labelled pixels would fill."""
+        labels = self._dataset.labels
+        known_px = 0 if labels is None else sum(labels.class_pixels().values())
+        return known_px / (self._tile.rows * self._tile.cols)
 
     def draw(self) -> Window:
         return self._dataset.window(next(iter(self._sampler)))

@@ -103,6 +103,18 @@ def test_full_adapts_the_backbone_at_a_tenth_of_the_heads_rate(tmp_path, loaded)
     assert adaptation.trained_parameters == sum(p.numel() for p in source.backbone.parameters())
 
 
+def test_weights_go_a_part_of_the_way_to_where_training_took_them(tmp_path, loaded):
+    heads = [loaded.segmenter.head]
+    for share in (0.6, 1.0):
+        adaptation = _learnt(tmp_path, loaded, _labelled, interpolation=share)
+        adaptation.head.temper(1 / adaptation.temperature)  # as it was trained
+        heads.append(adaptation.head)
+
+    for started, between, ended in zip(*(head.parameters() for head in heads), strict=True):
+        assert not torch.equal(started, ended)
+        assert torch.allclose(between, started.lerp(ended, 0.6), atol=1e-6)
+
+
 def test_a_policy_without_modules_hands_back_the_head_alone(tmp_path, loaded):
     options = replace(OPTIONS, policy=Policy.HEAD_ONLY, labelled_rate=1e-2, guarded=False)
 

@@ -40,11 +40,17 @@ def test_swapped_bands_are_put_back(model, statistics, order) -> None:
     assert choice.after < choice.before / 2
 
 
-def test_another_curve_of_tones_is_bent_back(model, statistics) -> None:
+def test_a_scene_that_is_too_bright_is_darkened_half_of_the_way(model, statistics) -> None:
     choice = choose_view(model, statistics, _images(9).pow(0.5))
 
-    assert choice.view.order is None
-    assert choice.view.gamma == 2.0
+    assert choice.view == View(gamma=2**0.5)
+    assert choice.after < choice.before
+
+
+def test_a_dark_scene_stays_dark(model, statistics) -> None:
+    choice = choose_view(model, statistics, _images(9).pow(2))
+
+    assert choice.view == View()
 
 
 def test_a_grey_scene_has_no_order(model, statistics) -> None:

@@ -140,19 +140,34 @@ def test_a_fifth_of_the_labelled_blocks_of_all_scenes_is_held_back_and_comes_in_
 
 
 def test_each_class_is_held_back_in_turn_and_keeps_labels_to_train(tmp_path):
-    values = np.full((256, 256), UNKNOWN)
+    size = Size(5 * TILE_PX, 5 * TILE_PX)
+    values = np.full((size.rows, size.cols), UNKNOWN)
     values[::64, ::64] = 0
-    values[0, [0, 64]] = 1  # 14 blocks of one class, two of another
+    values[0, [0, 64]] = 1  # 22 blocks of one class, two of another
     values[64, 0] = 2  # and one
     for seed in range(5):
         labels = _labels(tmp_path / f"{seed}.tif", values)
-        tiles = _tiles(_view(tmp_path / "scene.tif", brightness=0, labels=labels), seed=seed)
+        view = _view(tmp_path / "scene.tif", brightness=0, size=size, labels=labels)
+        tiles = _tiles(view, seed=seed)
 
         held = tiles.read(tiles.held_back_windows(), held_back=True).labels
         training = {value for *_, value in tiles._spots}
 
         assert torch.unique(held).tolist() == [0, 1, UNKNOWN]
         assert training == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("side_px", "held_back"), [(6, False), (60, True)])
+def test_a_few_small_things_all_train(tmp_path, side_px, held_back):
+    values = np.full((SIDE.rows, SIDE.cols), UNKNOWN)
+    for block in range(10):
+        row, col = TILE_PX * (block // 4), TILE_PX * (block % 4)
+        values[row : row + side_px, col : col + side_px] = block % 2
+    labels = _labels(tmp_path / "labels.tif", values)
+    tiles = _tiles(_view(tmp_path / "scene.tif", brightness=0, labels=labels))
+
+    assert tiles.labelled
+    assert tiles.holds_back == held_back
 
 
 def test_labels_train_in_every_class_wherever_they_lie(tmp_path):
