@@ -23,8 +23,9 @@ _LOOKS = 3
 """Tiles that an alignment rests on, for each that the guard looks at. With a third of them it
 changed from one draw to the next, and now and then for the worse (benchmarks/adaptation.md)."""
 
-_CLEARLY = 0.02
-"""Labels refuse an alignment that fits them by so much less, of 1."""
+_CLEARLY, _CLEARLY_FEW = 0.02, 0.1
+"""Labels refuse an alignment that fits them by so much less, of 1; a handful by the second: one
+thing of ten moves their fit by some points, and once refused what had gained five."""
 
 
 class AlignedModel:
@@ -129,8 +130,9 @@ class AlignedModel:
         batch = tiles.read(windows, held_back=None)
         named = sorted(tiles.named)
         aligned = self._label_fit(batch, named)
+        bar = _CLEARLY if tiles.holds_back else _CLEARLY_FEW
         with self.unaligned():
-            return aligned > self._label_fit(batch, named) - _CLEARLY
+            return aligned > self._label_fit(batch, named) - bar
 
     def _label_fit(self, batch: TileBatch, named: list[int]) -> float:
         """Return how well the model fits the labels of a batch, 0..1."""

@@ -22,6 +22,7 @@ from earthgate_geo.raster.grid import Window
 from earthgate_geo.raster.read import open_scene
 from earthgate_geo.recipe import Policy, Selection
 from earthgate_geo.training.adapt import AdaptOptions, adapt_scene
+from earthgate_geo.training.aligned import AlignedModel
 from earthgate_geo.training.calibration import look
 from earthgate_geo.training.guard import KnownLabels
 from earthgate_geo.training.outlines import Restraint
@@ -355,6 +356,22 @@ def test_labels_know_better_than_a_restraint(tmp_path, loaded, monkeypatch):
     assert adaptation.evidence["restraints"] == []
     biases = adaptation.head.classify[-1].bias.detach() * adaptation.temperature
     assert float(biases[2]) == pytest.approx(0.5, abs=0.2)  # from where it was, it trained
+
+
+@pytest.mark.parametrize(("many", "worse", "stays"), [(0, 0.05, 1), (0, 0.15, 0), (1, 0.05, 0)])
+def test_a_handful_of_labels_refuses_only_what_it_clearly_speaks_against(
+    tmp_path, loaded, monkeypatch, many, worse, stays
+):
+    _restrained(monkeypatch)
+    fits = iter([0.8 - worse, 0.8])  # aligned, then the source model
+    monkeypatch.setattr(AlignedModel, "_label_fit", lambda *_: next(fits))
+
+    with _scene(tmp_path) as scene:
+        labels = (_labelled if many else _one_place)(tmp_path, scene)
+        adaptation = _adapt(loaded, scene, labels=labels)
+
+    assert adaptation.evidence["labels_held_back"] == bool(many)
+    assert len(adaptation.evidence["restraints"]) == stays
 
 
 def _maps(loaded, scene):
