@@ -348,21 +348,22 @@ def _policies(work: Path) -> str:
         pairs = [(runs[key], gate[key]) for key in runs if key in gate]
         if not pairs:
             continue
-        own = [run["score"]["miou"] for run, _ in pairs]
-        gains = [run["score"]["miou"] - rival["score"]["miou"] for run, rival in pairs]
+        own, rivals = ([run["score"]["miou"] for run in side] for side in zip(*pairs, strict=True))
+        gains = [mine - other for mine, other in zip(own, rivals, strict=True)]
         spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
         lines.append(
             (
                 policy.value,
                 str(len(pairs)),
                 f"{statistics.mean(own):.1f}",
+                f"{statistics.mean(rivals):.1f}",
                 f"{statistics.mean(gains):.1f}{spread}",
                 f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
                 f"{statistics.mean(run['trained'] for run, _ in pairs):,.0f}",
                 f"{statistics.mean(run['adapting'] for run, _ in pairs):.0f}",
             )
         )
-    head = ("policy", "runs", "mean IoU", "minus gate, run by run", "better", "parameters", "s")
+    head = ("policy", "runs", "mean IoU", "gate there", "minus gate", "better", "parameters", "s")
     return table(head, lines)
 
 

@@ -13,7 +13,7 @@ from earthgate_geo.models.statistics import FeatureStatistics
 from earthgate_geo.models.view import View
 
 _DARKER = (1.41, 2.0)
-"""Exponents that are tried; brighter ones lost on scenes of every curve."""
+"""Exponents that are tried; brighter ones lost on scenes as they are and on dark ones."""
 
 _SHOWN = 0.5
 """How far the scene is darkened, of the exponent that is closest: sea and sand move the distance
